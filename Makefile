@@ -1,0 +1,72 @@
+# make run | test | test-all | lint | ui | lock | clean | distclean. Every target sets up what it needs.
+# PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
+PYTHON ?= python3
+TORCH ?= default
+PORT ?= 5000
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# Relative, so that a path with spaces is no trouble; the stages' `python` is the environment's.
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+.PHONY: help setup setup-dev run ui test test-all lint lock clean distclean
+
+help:
+	@echo 'make run        set up, reproduce the pipeline, say where the results are'
+	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
+	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
+	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
+	@echo 'make clean      delete what a run makes again; make distclean also .venv and raw data'
+
+setup: .venv/installed
+setup-dev: .venv/installed-dev
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifeq ($(TORCH),cpu)
+	$(PIP) --index-url $(CPU_INDEX) $$(sed -n 's/^\(torch\(vision\)\?==[^ ]*\).*/\1/p' requirements.txt)
+	grep -vE '^(cuda|nvidia|triton)' requirements.txt > .venv/requirements-cpu.txt
+	$(PIP) -r .venv/requirements-cpu.txt
+else
+	$(PIP) -r requirements.txt
+endif
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+run: setup
+	@$(BIN)/python -m pipeline.run
+
+ui: setup
+	@$(BIN)/python -m pipeline.ui --port $(PORT)
+
+test: setup-dev
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: setup-dev
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+lock: setup-dev
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-dev.in -o requirements-dev.txt
+
+# Not the MLflow store: its runs cannot be made again.
+clean:
+	rm -rf data/prepared data/baselines models/*.safetensors .dvc/cache .dvc/tmp
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pipeline tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv data/raw
