@@ -1,0 +1,37 @@
+"""What an autoencoder has to beat: PCA with as many components, and the mean image.
+
+    python -m pipeline.baselines      (normally through `dvc repro`)
+
+Both depend on the data alone, so they are computed once for every size, not for every experiment.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from pipeline.data import load_split
+from pipeline.errors import run_command
+from pipeline.pca import fit_pca, save_pca
+
+TRAIN_PATH = Path("data/prepared/train.safetensors")
+TEST_PATH = Path("data/prepared/test.safetensors")
+PCA_PATH = Path("data/baselines/pca.safetensors")
+PCA_MSE_PATH = Path("reports/pca.csv")
+
+
+def main() -> None:
+    # One thread: the number of threads decides the last bits, and the machine must not.
+    with threadpool_limits(1):
+        pca = fit_pca(load_split(TRAIN_PATH).pixels())
+        test_mse = pca.mse(load_split(TEST_PATH).pixels())
+    save_pca(pca, PCA_PATH)
+    PCA_MSE_PATH.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({"n_components": np.arange(len(test_mse)), "test_mse": test_mse})
+    table.to_csv(PCA_MSE_PATH, index=False, float_format="%.6g")
+    print(f"test MSE of the mean image {test_mse[0]:.4f}, of PCA with 2 components {test_mse[2]:.4f}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,63 @@
+"""What dvc.yaml declares and dvc.lock records about a stage, for code that runs inside a stage.
+
+DVC itself cannot be asked there: it holds its lock while a stage runs.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def declared(stage: str) -> dict[str, list[str]]:
+    """The paths that dvc.yaml declares for a stage: {'deps': […], 'outs': […]}, metrics and plots among the outs."""
+    entry = _load("dvc.yaml")[stage]
+    outs = [_path(item) for kind in ("outs", "metrics", "plots") for item in entry.get(kind, [])]
+    return {"deps": [_path(item) for item in entry.get("deps", [])], "outs": outs}
+
+
+def all_outs() -> set[str]:
+    """Every path that some stage of dvc.yaml writes."""
+    return {path for stage in _load("dvc.yaml") for path in declared(stage)["outs"]}
+
+
+def md5s(paths: list[str]) -> dict[str, str]:
+    """{path: MD5} as DVC computes them, of the files that exist."""
+    return {path: _md5(Path(path)) for path in paths if Path(path).is_file()}
+
+
+def is_up_to_date(stage: str) -> bool:
+    """Whether dvc.lock's entry equals the workspace: command, dependencies, parameters and outs.
+
+    DVC skips the stage then.
+    """
+    locked = _load("dvc.lock").get(stage)
+    if locked is None or locked["cmd"] != _load("dvc.yaml")[stage]["cmd"]:
+        return False
+    recorded = {item["path"]: item["md5"] for item in locked.get("deps", []) + locked.get("outs", [])}
+    paths = declared(stage)
+    wanted = paths["deps"] + paths["outs"]
+    if set(recorded) != set(wanted) or md5s(wanted) != recorded:
+        return False
+    return all(
+        yaml.safe_load(Path(file).read_text()).get(section) == values
+        for file, sections in locked.get("params", {}).items()
+        for section, values in sections.items()
+    )
+
+
+def _load(file: str) -> dict[str, Any]:
+    """The stages of dvc.yaml or dvc.lock by name; none where the file is missing."""
+    path = Path(file)
+    return yaml.safe_load(path.read_text()).get("stages", {}) if path.is_file() else {}
+
+
+def _path(item: str | dict[str, Any]) -> str:
+    """An entry is a path, or a path with settings: {path: {cache: false}}."""
+    return item if isinstance(item, str) else next(iter(item))
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

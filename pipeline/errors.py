@@ -1,0 +1,29 @@
+"""Errors for the person at the terminal: one line, exit code 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+GET_BACK = "git restore params.yaml dvc.lock reports && dvc checkout"
+
+
+class PipelineError(Exception):
+    """Something the user can put right. The message says what is wrong, where, and what to do."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a stage or a command; a PipelineError ends it with one message and exit code 2.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        main()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("DVC_STAGE"):
+            # DVC deletes a stage's outs before it runs the stage.
+            print(f"to get the last committed results back: {GET_BACK}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

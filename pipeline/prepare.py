@@ -1,0 +1,82 @@
+"""Download MNIST (or take scikit-learn's digits) and split it into train, valid and test.
+
+    python -m pipeline.prepare        (normally through `dvc repro`)
+
+Reads the `data` section of params.yaml. The raw files are a cache under the main repository's root,
+not an out: another ratio or seed downloads nothing, and temporary experiments share them.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from pipeline import sources
+from pipeline.data import Split, save_split
+from pipeline.errors import PipelineError, run_command
+from pipeline.params import load_params
+from pipeline.progress import announce_dataset
+from pipeline.repository import main_root
+
+TRAIN_PATH = Path("data/prepared/train.safetensors")
+VALID_PATH = Path("data/prepared/valid.safetensors")
+TEST_PATH = Path("data/prepared/test.safetensors")
+SUMMARY_PATH = Path("reports/data.json")
+
+
+def main() -> None:
+    params = load_params()
+    announce_dataset(params)
+    if params.data.dataset == "digits":
+        labelled, test = sources.digits()
+    else:
+        labelled, test = sources.mnist(main_root() / sources.RAW_FOLDER)
+    train, valid = split_train_valid(labelled, params.data.train_ratio, params.data.split_seed)
+
+    summary: dict[str, object] = {"dataset": params.data.dataset}
+    for name, split, path in (("train", train, TRAIN_PATH), ("valid", valid, VALID_PATH), ("test", test, TEST_PATH)):
+        save_split(split, path)
+        summary[name] = summarise(split) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    SUMMARY_PATH.parent.mkdir(parents=True, exist_ok=True)
+    SUMMARY_PATH.write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"prepared {params.data.dataset}: {len(train):,} train, {len(valid):,} valid, {len(test):,} test images")
+
+
+def split_train_valid(labelled: Split, train_ratio: float, seed: int) -> tuple[Split, Split]:
+    """Split at random into `floor(train_ratio × n)` training images and the rest for validation.
+
+    scikit-learn draws from numpy's RandomState, whose stream is frozen: one seed means one split,
+    on every machine and with every version of numpy.
+
+    Raises:
+        PipelineError: one side would be empty.
+    """
+    n_train = int(train_ratio * len(labelled))
+    if not 0 < n_train < len(labelled):
+        raise PipelineError(
+            f"data.train_ratio: {train_ratio} of {len(labelled):,} images leaves none for "
+            f"{'training' if n_train == 0 else 'validation'}"
+        )
+    train, valid = train_test_split(np.arange(len(labelled)), train_size=n_train, random_state=seed)
+    return Split(labelled.images[train], labelled.labels[train]), Split(labelled.images[valid], labelled.labels[valid])
+
+
+def summarise(split: Split) -> dict[str, object]:
+    """Size, images of each digit, and mean and standard deviation of the pixels in 0…1.
+
+    The moments come from whole-number sums, so no rounding can depend on the machine.
+    """
+    values = split.images.astype(np.uint64)
+    n, total, squares = values.size, int(values.sum()), int((values**2).sum())
+    return {
+        "n_images": len(split),
+        "n_per_digit": {str(digit): int((split.labels == digit).sum()) for digit in range(10)},
+        "pixel_mean": round(total / n / 255, 6),
+        "pixel_std": round(((squares - total**2 / n) / n) ** 0.5 / 255, 6),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

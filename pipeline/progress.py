@@ -1,0 +1,71 @@
+"""What a person sees while the model trains: a bar on a terminal, a line now and then in a log.
+
+PIPELINE_VERBOSE=0 silences both. It is an environment variable, not a parameter, so that chatter
+never retrains a model.
+"""
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+    from pipeline.training import EpochRecord
+
+# In a log: at most one line in this many seconds, and always the first and the last epoch's.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def is_verbose() -> bool:
+    return os.environ.get("PIPELINE_VERBOSE", "1") != "0"
+
+
+def announce_dataset(params: "Params") -> None:
+    """Say that a run is not on MNIST, and how to go back."""
+    if params.data.dataset == "digits":
+        print(
+            "note: this is scikit-learn's digits (1,797 small images), not MNIST; "
+            "to go back to MNIST: dvc exp run -S data.dataset=mnist",
+            flush=True,
+        )
+
+
+class TrainingProgress:
+    """`on_batch` and `on_epoch` are what `training.fit` calls."""
+
+    def __init__(self, n_epochs: int, n_images: int):
+        self._n_epochs = n_epochs
+        self._n_images = n_images
+        self._show_bars = is_verbose() and sys.stderr.isatty()
+        self._show_lines = is_verbose() and not sys.stderr.isatty()
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self._start_bar(1)
+
+    def _start_bar(self, epoch: int) -> None:
+        self._bar = tqdm(
+            total=self._n_images,
+            desc=f"epoch {epoch:>{len(str(self._n_epochs))}}/{self._n_epochs}",
+            unit=" images",
+            unit_scale=True,
+            disable=not self._show_bars,
+        )
+
+    def on_batch(self, n_images: int) -> None:
+        self._bar.update(n_images)
+
+    def on_epoch(self, record: "EpochRecord", seconds: float) -> None:
+        self._bar.set_postfix_str(f"train {record.train_mse:.5f} valid {record.valid_mse:.5f}")
+        self._bar.close()
+        last = record.epoch == self._n_epochs
+        if not last:
+            self._start_bar(record.epoch + 1)
+        if self._show_lines and (last or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES):
+            self._last_line = time.monotonic()
+            print(
+                f"epoch {record.epoch}/{self._n_epochs}: train MSE {record.train_mse:.5f}, "
+                f"valid MSE {record.valid_mse:.5f}, {self._n_images / seconds:,.0f} images/s",
+                flush=True,
+            )
