@@ -1,0 +1,53 @@
+"""Fixtures: an empty working folder, a mirror on loopback, one whole pipeline run that tests share."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.helpers import copy_project, run, small_params, write_params
+from tests.mirror import Mirror
+
+
+@pytest.fixture
+def tmp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the working directory, so that tests need no paths of their own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    with Mirror() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables and nothing in them; making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A real store of the test's own, which MLFLOW_TRACKING_URI names; returns its address."""
+    path = shutil.copy(empty_store, tmp_path / "store.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, in a path with spaces, after `dvc repro` on digits with a small network.
+
+    Tests that change it set it back themselves.
+    """
+    folder = copy_project(tmp_path_factory.mktemp("a path") / "with spaces")
+    write_params(small_params(), folder)
+    run(folder, "dvc", "repro")
+    return folder

@@ -1,0 +1,147 @@
+"""dvc.yaml against the code: an edit must rerun what it can change, and nothing else."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers import PROJECT
+
+DVC_YAML = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+STAGES = DVC_YAML["stages"]
+SECTIONS = {"data", "model", "train", "evaluate"}
+# They cannot change an out: DVC tracks the values that params hands through, the others only watch.
+OBSERVERS = {"params", "progress", "tracking"}
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse((PROJECT / "pipeline" / f"{module}.py").read_text())
+
+
+def imported(module: str) -> set[str]:
+    """The modules of the pipeline that a module imports, type checking aside."""
+    found = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped |= set(ast.walk(node))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
+            found.add((node.module or "").removeprefix("pipeline."))
+    return found
+
+
+def closure(module: str) -> set[str]:
+    """A stage's module and all it imports, directly or not, without the observers and what only they import."""
+    found, new = {module}, {module}
+    while new:
+        new = {name for module in new for name in imported(module)} - found - OBSERVERS
+        found |= new
+    return found
+
+
+def paths(entries: list[Any]) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+def outs(stage: str) -> set[str]:
+    return set().union(*(paths(STAGES[stage].get(kind, [])) for kind in ("outs", "metrics", "plots")))
+
+
+def path_constants(module: str) -> set[str]:
+    """The values of all constants of a stage that are named …_PATH."""
+    return {
+        ast.literal_eval(node.value.args[0])
+        for node in tree(module).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.endswith("_PATH")
+        and isinstance(node.value, ast.Call)
+    }
+
+
+def sections_read(module: str) -> set[str]:
+    """The sections of params.yaml that a stage's code names as `params.section`."""
+    return {
+        node.attr
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "params"
+        and node.attr in SECTIONS
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_imports(stage: str) -> None:
+    """A stage depends on exactly the modules it imports."""
+    declared = {path for path in paths(STAGES[stage]["deps"]) if path.endswith(".py")}
+    assert declared == {f"pipeline/{module}.py" for module in closure(stage)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_path_constants_are_the_files_read_and_written(stage: str) -> None:
+    """The paths at a stage's top are its outs and its data dependencies, no more and no fewer."""
+    data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
+    assert path_constants(stage) == data | outs(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_params_are_the_sections_read(stage: str) -> None:
+    """A stage declares whole sections, exactly those its code reads."""
+    assert set(STAGES[stage].get("params", [])) == sections_read(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_reads_another_one_writes(stage: str) -> None:
+    """Every data dependency is an out of some stage: nothing bypasses the pipeline."""
+    data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
+    assert data <= set().union(*map(outs, STAGES))
+
+
+def test_stages_do_not_import_each_other() -> None:
+    """Stages meet only through files."""
+    for stage in STAGES:
+        assert not closure(stage) & (set(STAGES) - {stage})
+
+
+def test_observers_are_not_imported_for_results() -> None:
+    """Only the stages import the observers, so no result can come out of them."""
+    modules = {path.stem for path in (PROJECT / "pipeline").glob("*.py")}
+    importers = {module for module in modules if imported(module) & {"tracking", "progress"}}
+    assert importers <= {*STAGES, "run"}
+
+
+def test_what_git_keeps_is_not_in_dvcs_cache() -> None:
+    """Everything under reports/ is `cache: false`, so that a fresh clone can compare it."""
+    for stage in STAGES.values():
+        for entry in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+            path = entry if isinstance(entry, str) else next(iter(entry))
+            assert (isinstance(entry, dict) and entry[path] == {"cache": False}) == path.startswith("reports/"), path
+
+
+def test_the_only_module_that_opens_mlflow_is_tracking() -> None:
+    """mlflow is imported by tracking and its store alone, so nothing else can depend on it."""
+    importers = {path.stem for path in (PROJECT / "pipeline").glob("*.py") if "mlflow" in external_imports(path)}
+    assert importers == {"tracking", "store"}
+
+
+def external_imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_params_and_errors_import_neither_torch_nor_mlflow() -> None:
+    """Validating parameters is instant: a review in CI needs no 5 GB of packages."""
+    for module in ("params", "errors", "dvcfiles", "repository"):
+        assert not external_imports(PROJECT / f"pipeline/{module}.py") & {"torch", "torchvision", "mlflow"}

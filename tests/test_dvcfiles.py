@@ -1,0 +1,55 @@
+"""Reading dvc.yaml and dvc.lock from inside a stage."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import dvcfiles
+from tests.helpers import PROJECT, git, run
+
+
+def test_declared_paths_include_metrics_and_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outs are all that a stage writes, whatever settings stand beside the path."""
+    monkeypatch.chdir(PROJECT)
+    evaluate = dvcfiles.declared("evaluate")
+    assert {"reports/evaluate.json", "reports/figures/latent.png"} <= set(evaluate["outs"])
+    assert "models/autoencoder.safetensors" in evaluate["deps"]
+    assert "models/autoencoder.safetensors" in dvcfiles.all_outs()
+
+
+def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run all stages are; a changed parameter, dependency or out makes exactly that stage stale."""
+    monkeypatch.chdir(project)
+    stages = ("prepare", "baselines", "train", "evaluate")
+    assert all(map(dvcfiles.is_up_to_date, stages))
+
+    for file, old, new, stale in (
+        ("params.yaml", "manifold_size: 5", "manifold_size: 6", {"evaluate"}),
+        ("params.yaml", "seed: 0", "seed: 1", {"prepare", "train"}),  # split_seed and seed
+        ("pipeline/figures.py", '"""The figures', '"""Figures', {"evaluate"}),
+        ("reports/pca.csv", "n_components", "components", {"baselines", "evaluate"}),
+        ("dvc.yaml", "-m pipeline.train", "-B -m pipeline.train", {"train"}),
+    ):
+        path = project / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        ours = {stage for stage in stages if not dvcfiles.is_up_to_date(stage)}
+        dvc = run(project, "dvc", "status").stdout
+        assert ours == stale == {stage for stage in stages if f"{stage}:\n" in dvc}
+        path.write_text(text)
+
+
+def test_nothing_is_up_to_date_before_the_first_run(tmp_dir: Path) -> None:
+    """Without a dvc.lock no stage is up to date."""
+    (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    assert not dvcfiles.is_up_to_date("evaluate")
+
+
+def test_md5s_are_dvcs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes are those that dvc.lock records."""
+    monkeypatch.chdir(project)
+    path = "models/autoencoder.safetensors"
+    assert f"{path}\n      hash: md5\n      md5: {dvcfiles.md5s([path])[path]}" in Path("dvc.lock").read_text()
+    assert dvcfiles.md5s(["nowhere"]) == {}
+    assert git(project, "status", "--porcelain", "--", "pipeline", "dvc.yaml") == ""

@@ -1,0 +1,130 @@
+"""The four stages' main functions in one process, on digits, and what evaluate measures."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import baselines, evaluate, prepare, train
+from pipeline.data import load_split, save_split
+from pipeline.errors import PipelineError
+from pipeline.model import load_model
+from tests.helpers import PROJECT, random_split, small_params, write_params
+
+PCA_MSE = np.array([0.07, 0.06, 0.05, 0.0])
+
+
+@pytest.fixture
+def workspace(tmp_dir: Path, store: str) -> Path:
+    """A folder with dvc.yaml, small parameters and a store, in which stages can run by hand."""
+    (tmp_dir / ".dvc").mkdir()
+    (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    write_params(small_params())
+    return tmp_dir
+
+
+def run_stages(*stages: ModuleType) -> None:
+    for stage in stages:
+        stage.main()
+
+
+def test_measure_by_hand() -> None:
+    """MSE, PSNR, ratio and the digits' MSEs are those computed by hand."""
+    metrics = evaluate.measure(np.array([0.01, 0.03, 0.02]), np.array([0, 0, 7]), PCA_MSE, 2)
+    assert metrics == {
+        "mse": pytest.approx(0.02),
+        "psnr_db": pytest.approx(16.9897, abs=1e-4),
+        "pca_mse": 0.05,
+        "mean_image_mse": 0.07,
+        "ratio_to_pca": pytest.approx(0.4),
+        "digit_mse": {"0": pytest.approx(0.02), "7": pytest.approx(0.02)},
+    }
+
+
+def test_a_bottleneck_wider_than_pca() -> None:
+    """It is compared with all of PCA's components; no ratio where they leave no error."""
+    metrics = evaluate.measure(np.array([0.01]), np.array([0]), PCA_MSE, 784)
+    assert metrics["pca_mse"] == 0
+    assert "ratio_to_pca" not in metrics
+
+
+@pytest.mark.parametrize("bottleneck_size", [1, 3, 784])
+def test_every_bottleneck_size_goes_through(workspace: Path, bottleneck_size: int) -> None:
+    """From 1 to 784: metrics that fit the model's own reconstructions, and all five figures."""
+    write_params(small_params(model__bottleneck_size=bottleneck_size))
+    run_stages(prepare, baselines, train, evaluate)
+    metrics = json.loads(evaluate.METRICS_PATH.read_text())
+    pixels = load_split(prepare.TEST_PATH).pixels()
+    model = load_model(train.MODEL_PATH)
+    with torch.no_grad():
+        mse = ((model(torch.from_numpy(pixels)).numpy() - pixels) ** 2).mean()
+    assert metrics["dataset"] == "digits"
+    assert metrics["test"]["mse"] == pytest.approx(mse, rel=1e-5)
+    pca = pd.read_csv(baselines.PCA_MSE_PATH)
+    assert metrics["test"]["pca_mse"] == pca["test_mse"][bottleneck_size]
+    for name in ("reconstructions", "worst", "latent", "midpoints", "manifold"):
+        assert (workspace / f"reports/figures/{name}.png").stat().st_size > 10_000
+
+
+def test_stages_say_what_is_missing(workspace: Path) -> None:
+    """Run by hand too early, each stage names the file it lacks and the command that makes it."""
+    with pytest.raises(PipelineError, match=r"train\.safetensors is missing; `dvc repro prepare`"):
+        train.main()
+    with pytest.raises(PipelineError, match=r"data\.json is missing; `dvc repro prepare`"):
+        evaluate.main()
+    prepare.main()
+    with pytest.raises(PipelineError, match=r"pca\.safetensors is missing; `dvc repro baselines`"):
+        evaluate.main()
+    baselines.main()
+    with pytest.raises(PipelineError, match=r"autoencoder\.safetensors is missing; `dvc repro train`"):
+        evaluate.main()
+
+
+def test_a_model_of_other_parameters_is_refused(workspace: Path) -> None:
+    """Weights trained with other model parameters are not evaluated as if they were these."""
+    run_stages(prepare, baselines, train)
+    write_params(small_params(model__bottleneck_size=3))
+    with pytest.raises(PipelineError, match="was trained with other model parameters; `dvc repro`"):
+        evaluate.main()
+
+
+def test_training_shows_its_device_and_writes_its_record(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`auto` says what it chose; the history has a line an epoch and the metrics name the best one."""
+    write_params(small_params(train__device="auto", train__threads="auto", train__n_epochs=3))
+    run_stages(prepare, train)
+    printed = capsys.readouterr().out
+    assert "train.device: auto chose" in printed
+    assert "images/s" in printed
+    history = pd.read_csv(train.HISTORY_PATH)
+    assert list(history["epoch"]) == [1, 2, 3]
+    assert list(history.columns) == ["epoch", "train_mse", "valid_mse", "lr", "grad_norm", "param_norm"]
+    metrics = json.loads(train.METRICS_PATH.read_text())
+    assert metrics["valid"]["best_mse"] == pytest.approx(history["valid_mse"].min())
+    assert metrics["valid"]["best_epoch"] == history["valid_mse"].argmin() + 1
+
+
+def test_baselines_table(tmp_dir: Path) -> None:
+    """One line for each number of components from 0, never rising."""
+    save_split(random_split(60, seed=1), baselines.TRAIN_PATH)
+    save_split(random_split(20, seed=2), baselines.TEST_PATH)
+    baselines.main()
+    table = pd.read_csv(baselines.PCA_MSE_PATH)
+    assert list(table["n_components"]) == list(range(61))
+    assert (table["test_mse"].diff().dropna() <= 0).all()
+
+
+def test_quiet(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """PIPELINE_VERBOSE=0 silences the progress; nothing that training writes changes."""
+    prepare.main()
+    train.main()
+    loud, weights = capsys.readouterr().out, train.MODEL_PATH.read_bytes()
+    monkeypatch.setenv("PIPELINE_VERBOSE", "0")
+    train.main()
+    quiet = capsys.readouterr().out
+    assert "epoch 1/2" in loud
+    assert "epoch 1/2" not in quiet
+    assert train.MODEL_PATH.read_bytes() == weights

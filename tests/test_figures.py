@@ -1,0 +1,146 @@
+"""The figures: what is drawn, how it is labelled, and that its bytes are always the same."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline import figures
+from tests.helpers import random_split
+
+CONTEXT = "MNIST test set, bottleneck size 2"
+TEST = random_split(120)
+GENERATOR = np.random.default_rng(0)
+
+
+def codes(k: int) -> np.ndarray:
+    return GENERATOR.normal(size=(len(TEST), k)).astype(np.float32)
+
+
+def decode(points: np.ndarray) -> np.ndarray:
+    """A stand-in decoder whose images differ from code to code."""
+    return (np.abs(points.sum(axis=1, keepdims=True)) * np.linspace(0, 1, 784)) % 1
+
+
+def draw(name: str, k: int = 2) -> Figure:
+    pixels, blurred = TEST.pixels(), TEST.pixels() * 0.5
+    match name:
+        case "reconstructions":
+            return figures.reconstructions(CONTEXT, pixels, TEST.labels, blurred, blurred)
+        case "worst":
+            return figures.worst(CONTEXT, pixels, TEST.labels, blurred)
+        case "latent":
+            return figures.latent_scatter(CONTEXT, codes(k), TEST.labels)
+        case "midpoints":
+            return figures.midpoints(CONTEXT, pixels, TEST.labels, codes(k), decode, n_pairs=6)
+        case _:
+            return figures.decoded_manifold(CONTEXT, codes(k), decode, size=5)
+
+
+def tiles(figure: Figure) -> np.ndarray:
+    """What each axes shows, as one array of images."""
+    return np.array([ax.get_images()[0].get_array() for ax in figure.axes])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"), [("reconstructions", 3, 10), ("worst", 2, 10), ("midpoints", 4, 6)]
+)
+def test_a_grid_has_its_tiles(name: str, rows: int, columns: int) -> None:
+    """One tile for each image, all different from blank, and a name for every row."""
+    figure = draw(name)
+    shown = tiles(figure)
+    assert shown.shape == (rows * columns, 28, 28)
+    assert (shown.std(axis=(1, 2)) > 0).all()
+    assert all(figure.axes[row * columns].get_ylabel() for row in range(rows))
+    assert CONTEXT in figure.get_suptitle()
+
+
+def test_reconstructions_show_one_image_of_each_digit() -> None:
+    """The captions are the ten digits, and the MSE of what stands above."""
+    axes = draw("reconstructions").axes
+    assert [ax.get_xlabel() for ax in axes[:10]] == [f"digit {digit}" for digit in range(10)]
+    first = TEST.pixels()[0]
+    assert axes[10].get_xlabel() == f"{((first * 0.5 - first) ** 2).mean():.3f}"
+
+
+def test_worst_shows_the_largest_errors_first() -> None:
+    """The ten captions are the ten largest errors of all, in order."""
+    errors = [float(ax.get_xlabel()) for ax in draw("worst").axes[10:]]
+    mse = np.sort(((TEST.pixels() * 0.5) ** 2).mean(axis=1))[::-1][:10]
+    assert errors == [round(float(value), 3) for value in mse]
+
+
+def test_midpoints_lie_half_way() -> None:
+    """The second row is the mean of the first and the last, pixel by pixel."""
+    first, pixel_mean, _, last = np.split(tiles(draw("midpoints")), 4)
+    np.testing.assert_allclose(pixel_mean, (first + last) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_scatter_names_ten_digits_and_both_axes(k: int) -> None:
+    """For every k: all points, ten legend entries, labelled axes."""
+    ax = draw("latent", k).axes[0]
+    assert sum(np.shape(points.get_offsets())[0] for points in ax.collections) == len(TEST)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [str(digit) for digit in range(10)]
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    assert ("principal component" in ax.get_xlabel()) == (k > 2)
+
+
+@pytest.mark.parametrize(("k", "rows"), [(1, 1), (2, 5), (5, 5)])
+def test_the_manifold_is_a_grid_of_images_in_latent_coordinates(k: int, rows: int) -> None:
+    """size × size tiles (one row for k=1), over the region of the codes, on labelled axes."""
+    ax = draw("manifold", k).axes[0]
+    image = ax.get_images()[0]
+    picture = image.get_array()
+    assert picture is not None
+    assert picture.shape == (rows * 28, 5 * 28)
+    assert picture.std() > 0
+    assert ax.get_xlabel()
+
+
+def test_the_manifold_is_the_right_way_up() -> None:
+    """A tile is the image decoded at its own coordinates: the second grows upwards, the first rightwards."""
+    corners = np.array([[x, y] for x in np.linspace(0, 1, 50) for y in np.linspace(0, 1, 50)])
+    figure = figures.decoded_manifold(CONTEXT, corners, lambda z: np.repeat(z[:, :1] * 0.8 + z[:, 1:] * 0.2, 784, 1), 4)
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert picture is not None
+    bottom_left, bottom_right, top_left = picture[-1, 0], picture[-1, -1], picture[0, 0]
+    assert bottom_left < top_left < bottom_right
+
+
+def test_cells_without_codes_are_faded() -> None:
+    """Where no test code lies the image has a fifth of its ink."""
+    diagonal = np.repeat(np.linspace(0, 1, 200)[:, None], 2, axis=1)
+    figure = figures.decoded_manifold(CONTEXT, diagonal, lambda z: np.ones((len(z), 784)), 4)
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert picture is not None
+    assert picture[-1, 0] == picture[0, -1] == 1  # on the diagonal
+    assert picture[0, 0] == picture[-1, -1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["reconstructions", "worst", "latent", "midpoints", "manifold"])
+def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """Neither a date nor a software version gets into the file, and the picture is not blank."""
+    global GENERATOR
+    for file in ("a.png", "b.png"):
+        GENERATOR = np.random.default_rng(0)
+        figures.save_figure(draw(name), tmp_path / file)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert b"Software" not in (tmp_path / "a.png").read_bytes()
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
+
+
+def test_the_codes_of_a_line_project_onto_themselves() -> None:
+    """Up to two dimensions codes are drawn as they are; above, the main plane leads back to codes."""
+    for k in (1, 2):
+        points = codes(k)
+        plane = figures.LatentPlane(points)
+        np.testing.assert_array_equal(plane.lift(plane.project(points)), points)
+    flat = codes(2) @ GENERATOR.normal(size=(2, 6)).astype(np.float32)
+    plane = figures.LatentPlane(flat)
+    np.testing.assert_allclose(plane.lift(plane.project(flat)), flat, atol=1e-4)

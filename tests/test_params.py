@@ -1,0 +1,132 @@
+"""params.yaml: what is accepted, and what the error says of everything that is not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import PipelineError
+from pipeline.params import Params, load_params
+from tests.helpers import PROJECT, run, small_params, write_params
+
+
+def load_changed(folder: Path, text: str) -> str:
+    """Write params.yaml, load it, and return the error's message."""
+    path = folder / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(PipelineError) as error:
+        load_params(path)
+    return str(error.value)
+
+
+def changed(section: str, key: str, value: object) -> str:
+    values = small_params().model_dump()
+    values[section][key] = value
+    return yaml.safe_dump(values)
+
+
+def test_committed_params_are_valid() -> None:
+    """params.yaml in git passes, and holds the seed's evaluated experiment."""
+    params = load_params(PROJECT / "params.yaml")
+    assert (params.model.bottleneck_size, params.model.n_layers, params.model.regularizer) == (2, 10, "batch_norm")
+    assert (params.train.n_epochs, params.train.batch_size, params.data.train_ratio) == (20, 256, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("train", "lr", -1, "train.lr: must be greater than 0, got -1"),
+        ("train", "lr", "1e-3", "train.lr: must be a valid number, got '1e-3'"),
+        ("train", "lr", float("nan"), "train.lr: must be a finite number, got nan"),
+        ("train", "n_epochs", True, "train.n_epochs: must be a valid integer, got True"),
+        ("train", "n_epochs", 0, "train.n_epochs: must be greater than or equal to 1, got 0"),
+        ("train", "batch_size", 1, "train.batch_size: must be greater than or equal to 2, got 1"),
+        ("train", "device", "gpu", "train.device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
+        ("train", "threads", "many", "train.threads: must be a valid integer or 'auto', got 'many'"),
+        ("data", "train_ratio", 1.0, "data.train_ratio: must be less than 1, got 1.0"),
+        ("data", "dataset", "cifar", "data.dataset: must be 'mnist' or 'digits', got 'cifar'"),
+        ("model", "bottleneck_size", 785, "model.bottleneck_size: must be less than or equal to 784, got 785"),
+        ("model", "hidden_sizes", [3, 0], "model.hidden_sizes.1: must be greater than or equal to 1, got 0"),
+        ("model", "hidden_sizes", [64], "model: give either n_layers or hidden_sizes and set the other to null"),
+        ("model", "dropout_p", 1, "model.dropout_p: must be less than 1, got 1"),
+        ("evaluate", "manifold_sise", 3, "evaluate.manifold_sise: unknown key"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, section: str, key: str, value: object, expected: str) -> None:
+    """A wrong value's error is `section.key: what it must be, what it is`."""
+    message = load_changed(tmp_path, changed(section, key, value))
+    assert f"\n  {expected}" in message
+    assert message.count("\n") == 1
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    """One run shows every unknown, missing, mistyped and out-of-range key."""
+    values = small_params().model_dump()
+    del values["data"]["split_seed"]
+    values["train"] |= {"lr": 0, "epochs": 3}
+    del values["evaluate"]
+    message = load_changed(tmp_path, yaml.safe_dump(values))
+    for problem in ("data.split_seed: missing", "train.lr: must", "train.epochs: unknown key", "evaluate: missing"):
+        assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "must hold sections"),
+        ("- 1\n", "must hold sections"),
+        ("train: [1\n", "is not valid YAML"),
+        ("train: {lr: \x00}", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, expected: str) -> None:
+    """An empty file, a list or broken YAML is one line that says so."""
+    message = load_changed(tmp_path, text)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    """Without params.yaml the error says where to run the command."""
+    with pytest.raises(PipelineError, match="run this in the repository's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
+    """What a user got wrong is an `error:` line and exit code 2 in a real process."""
+    write_params(small_params(), tmp_path)
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("seed: 0", "seed: -1"))
+    done = run(tmp_path, "pipeline.prepare", ok=False, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params.yaml holds values that are not allowed:")
+    assert "Traceback" not in done.stderr
+
+
+def test_flat_names_every_value() -> None:
+    """`flat` gives each value of each section its dotted name."""
+    params = small_params()
+    flat = params.flat()
+    assert flat["model.bottleneck_size"] == 2
+    assert len(flat) == sum(len(section) for section in params.model_dump().values())
+
+
+@given(
+    bottleneck_size=st.integers(1, 784),
+    hidden_sizes=st.lists(st.integers(1, 2000), max_size=5),
+    lr=st.floats(0, 10, exclude_min=True),
+    ratio=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    threads=st.one_of(st.just("auto"), st.integers(1, 64)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_valid_values_pass_unchanged(
+    bottleneck_size: int, hidden_sizes: list[int], lr: float, ratio: float, threads: object, seed: int
+) -> None:
+    """Whatever is in range comes out as it went in, through YAML and back."""
+    values = small_params().model_dump()
+    values["model"] |= {"bottleneck_size": bottleneck_size, "n_layers": None, "hidden_sizes": hidden_sizes}
+    values["train"] |= {"lr": lr, "threads": threads, "seed": seed}
+    values["data"]["train_ratio"] = ratio
+    assert Params.model_validate(yaml.safe_load(yaml.safe_dump(values))).model_dump() == values

@@ -1,0 +1,141 @@
+"""DVC's commands on the whole pipeline: what reruns, what a fresh clone shows, where experiments land."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.store import DEFAULT_EXPERIMENT
+from tests.helpers import copy_project, git, run, small_params, write_params
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """One file changed inside the block and set back after it."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def would_run(project: Path) -> list[str]:
+    """The stages that `dvc repro` would run now."""
+    return re.findall(r"Running stage '(\w+)'", run(project, "dvc", "repro", "--dry").stdout)
+
+
+def rows(project: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("params.yaml", "train_ratio: 0.8", "train_ratio: 0.7", ["prepare"]),
+        ("params.yaml", "bottleneck_size: 2", "bottleneck_size: 3", ["train", "evaluate"]),
+        ("params.yaml", "lr: 0.001", "lr: 0.002", ["train"]),
+        ("params.yaml", "manifold_size: 5", "manifold_size: 6", ["evaluate"]),
+        ("pipeline/figures.py", '"""The figures', '"""Figures', ["evaluate"]),
+        ("pipeline/tracking.py", '"""One MLflow', '"""An MLflow', []),
+    ],
+)
+def test_a_change_reruns_what_reads_it(project: Path, file: str, old: str, new: str, stages: list[str]) -> None:
+    """A parameter or module reruns the stages that read it, no others; those after them follow if files change."""
+    assert would_run(project) == []
+    with edited(project / file, old, new):
+        assert would_run(project) == stages
+
+
+def test_a_new_parameter_of_evaluate_reruns_evaluate_alone(project: Path) -> None:
+    """Adding a key to the file, the validator and the stage that reads it retrains nothing."""
+    with (
+        edited(project / "params.yaml", "evaluate:\n", "evaluate:\n  dpi: 100\n"),
+        edited(project / "pipeline/params.py", '    """What the figures show."""\n', "    dpi: int\n"),
+        edited(project / "pipeline/evaluate.py", "    k = model.", "    print(params.evaluate.dpi)\n    k = model."),
+    ):
+        assert would_run(project) == ["evaluate"]
+
+
+def test_git_sees_only_results(project: Path) -> None:
+    """A run changes dvc.lock and reports/ and leaves everything else as committed; nothing big is untracked."""
+    changed = {line[3:].split("/")[0] for line in git(project, "status", "--porcelain").splitlines()}
+    assert changed <= {"params.yaml", "dvc.lock", "reports"}
+
+
+def test_a_fresh_clone_shows_metrics_plots_and_params_diff(project: Path, tmp_path: Path) -> None:
+    """Without any cache the metrics, the figures and the difference of parameters are there."""
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(project), "clone")
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(project / name, clone / name)
+    shutil.copytree(project / "reports", clone / "reports", dirs_exist_ok=True)
+    git(clone, "add", "-A")
+    git(clone, "commit", "-q", "-m", "results")
+
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    expected = json.loads((project / "reports/evaluate.json").read_text())
+    assert shown["reports/evaluate.json"]["data"] == expected
+    page = Path(run(clone, "dvc", "plots", "show", "-o", "page").stdout.strip().removeprefix("file://"))
+    html = page.read_text()
+    assert "latent.png" in html
+    assert "valid_mse" in html
+    difference = run(clone, "dvc", "params", "diff", "HEAD~1", "HEAD", "--md").stdout
+    assert "| params.yaml | train.n_epochs | 20 | 2 |" in re.sub(r" +", " ", difference)
+
+
+def test_bad_parameters_lose_nothing(project: Path) -> None:
+    """`dvc repro` stops with the message, and the commands it names bring the results back."""
+    model = (project / "models/autoencoder.safetensors").read_bytes()
+    with edited(project / "params.yaml", "lr: 0.001", "lr: -1"):
+        done = run(project, "dvc", "repro", ok=False)
+    assert done.returncode != 0
+    assert "train.lr: must be greater than 0, got -1" in done.stderr
+    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    run(project, "dvc", "checkout")
+    assert (project / "models/autoencoder.safetensors").read_bytes() == model
+    run(project, "dvc", "repro")
+
+
+@pytest.mark.slow
+def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Path) -> None:
+    """`exp run`, `--temp` and `--queue` with two workers: every row, with its metrics, in one store."""
+    project = copy_project(tmp_path / "main repository")
+    write_params(small_params(), project)
+    git(project, "commit", "-q", "-a", "-m", "small")
+    run(project, "dvc", "exp", "run")
+    run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
+    for size in (4, 5, 6, 7):
+        run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
+    run(project, "dvc", "queue", "start", "-j", "2")
+    wait_for_queue(project)
+    found = rows(project)
+    sizes = sorted(int(row.data.params["model.bottleneck_size"]) for row in found)
+    assert sizes == [2, 3, 4, 5, 6, 7]
+    for row in found:
+        assert row.info.status == "FINISHED"
+        assert "test/mse" in row.data.metrics
+        assert row.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
+        assert row.data.tags["dvc.experiment"]
+
+
+def wait_for_queue(project: Path) -> None:
+    for _ in range(300):
+        status = run(project, "dvc", "queue", "status").stdout
+        assert "Failed" not in status, status
+        if "Queued" not in status and "Running" not in status:
+            return
+        time.sleep(2)
+    raise AssertionError(f"the queue did not end:\n{status}")

@@ -1,0 +1,63 @@
+"""Where a run says it comes from."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import provenance
+from tests.helpers import PROJECT, git
+
+COMMIT, DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
+
+
+@pytest.fixture
+def repository(tmp_dir: Path) -> Path:
+    """A git repository with dvc.yaml, a committed result and a committed module."""
+    shutil.copy(PROJECT / "dvc.yaml", tmp_dir)
+    (tmp_dir / "reports").mkdir()
+    for name in ("params.yaml", "dvc.lock", "reports/train.json", "module.py"):
+        (tmp_dir / name).write_text("committed")
+    git(tmp_dir, "init", "-q")
+    git(tmp_dir, "add", "-A")
+    git(tmp_dir, "commit", "-q", "-m", "first")
+    return tmp_dir
+
+
+def test_a_clean_commit(repository: Path) -> None:
+    """The commit, and not dirty."""
+    tags = provenance.tags()
+    assert tags[COMMIT] == git(repository, "rev-parse", "HEAD").strip()
+    assert tags[DIRTY] == "false"
+
+
+def test_what_dvc_and_experiments_change_is_not_dirt(repository: Path) -> None:
+    """Parameters, dvc.lock and deleted outs are the run's own doing; untracked files do not matter."""
+    (repository / "params.yaml").write_text("changed")
+    (repository / "dvc.lock").write_text("changed")
+    (repository / "reports/train.json").unlink()
+    (repository / "notes.txt").write_text("untracked")
+    assert provenance.tags()[DIRTY] == "false"
+
+
+def test_changed_code_is_dirt(repository: Path) -> None:
+    """A tracked file that differs from the commit makes the run dirty, staged or not."""
+    (repository / "module.py").write_text("changed")
+    assert provenance.tags()[DIRTY] == "true"
+    git(repository, "add", "module.py")
+    assert provenance.tags()[DIRTY] == "true"
+
+
+def test_the_dvc_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `dvc exp run` the experiment's name and baseline are tags."""
+    monkeypatch.setenv("DVC_EXP_NAME", "tangy-keys")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
+    tags = provenance.tags()
+    assert (tags["dvc.experiment"], tags["dvc.baseline"]) == ("tangy-keys", "abc")
+
+
+def test_without_git_there_are_fewer_tags(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is no repository is no reason to fail."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_dir.parent))
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    assert COMMIT not in provenance.tags()

@@ -1,0 +1,142 @@
+"""The README's promises: its numbers, commands, paths, parameters, links and code are true."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.params import Params
+from tests.helpers import PROJECT, run
+
+README = (PROJECT / "README.md").read_text()
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/your-own-project.md"]
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if name == language]
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading."""
+    table = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_results_are_those_of_the_committed_run() -> None:
+    """MSE and PSNR in the table are the rounded numbers of reports/evaluate.json."""
+    metrics = json.loads((PROJECT / "reports/evaluate.json").read_text())
+    assert metrics["dataset"] == "mnist"
+    test = metrics["test"]
+    stated = re.findall(r"\| \**([\d.]+)\** \| ([\d.]+) dB \|", README)
+    expected = [test["mse"], test["pca_mse"], test["mean_image_mse"]]
+    assert [float(mse) for mse, _ in stated] == [round(mse, 4) for mse in expected]
+    assert [float(psnr) for _, psnr in stated] == [round(-10 * math.log10(mse), 2) for mse in expected]
+
+
+def test_the_committed_run_is_better_than_pca_and_within_the_bound() -> None:
+    """The test MSE at the defaults is at most 0.040, PCA's 0.0557."""
+    test = json.loads((PROJECT / "reports/evaluate.json").read_text())["test"]
+    assert test["mse"] <= 0.040
+    assert test["pca_mse"] == pytest.approx(0.0557, abs=1e-4)
+
+
+def test_make_targets_exist() -> None:
+    """Every `make …` in a document is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    for name in DOCUMENTS:
+        text = (PROJECT / name).read_text()
+        named = re.findall(r"(?:`|^)(?:\w+=\S+ )?make ([a-z-]+)", text, re.MULTILINE)
+        assert set(named) <= targets, name
+    assert {"run", "ui", "test", "test-all", "lint", "clean"} <= targets
+
+
+def test_dvc_commands_exist() -> None:
+    """DVC knows every command that a document shows, with its options."""
+    from dvc.cli.parser import get_main_parser
+
+    shown = set()
+    for name in DOCUMENTS:
+        text = (PROJECT / name).read_text()
+        shown |= {found.strip() for found in re.findall(r"(?<![\w/])dvc ((?!repro` )[a-z][^`#;&\n]*)", text)}
+    assert len(shown) > 8
+    for command in shown:
+        words = [word for word in command.replace("$size", "2").split() if word != "…"]
+        if words[0] in {"repro", "exp", "params", "metrics", "plots", "queue", "checkout", "status", "gc"}:
+            get_main_parser().parse_args(words)
+
+
+def test_parameters_are_those_of_the_file() -> None:
+    """The table lists every parameter with its default, no more and no fewer."""
+    defaults = Params.model_validate(yaml.safe_load((PROJECT / "params.yaml").read_text())).flat()
+    stated = {row[0].strip("`"): row[1].strip("`") for row in table_rows("Parameters")}
+    assert stated == {key: "empty" if value is None else str(value) for key, value in defaults.items()}
+
+
+def test_every_flag_of_the_seed_is_named() -> None:
+    """Each flag of the seed has its parameter or its replacement."""
+    for flag in [
+        "--model_fn",
+        "--gpu_id",
+        "--n_epochs",
+        "--batch_size",
+        "--train_ratio",
+        "--n_layers",
+        "--btl_size",
+        "--use_dropout",
+        "--dropout_p",
+        "--verbose",
+    ]:
+        assert f"`{flag}`" in README
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    """Every relative link of a document is a file of the repository."""
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (PROJECT / name).read_text()):
+        assert (PROJECT / name).parent.joinpath(target).exists(), target
+
+
+def test_files_named_in_the_tree_exist() -> None:
+    """The annotated tree names every module of the pipeline and nothing that is not there."""
+    (tree,) = blocks("")
+    named = set(re.findall(r"\b(\w+\.py)\b", tree))
+    assert named == {path.name for path in (PROJECT / "pipeline").glob("*.py")} - {"__init__.py"}
+    for top in re.findall(r"^(\w[\w.]*/?)  ", tree, re.MULTILINE):
+        assert (PROJECT / top).exists(), top
+
+
+def test_error_messages_are_the_codes_own() -> None:
+    """Every message in the table of failures is one that the code can print."""
+    code = "".join(path.read_text() for path in (PROJECT / "pipeline").glob("*.py"))
+    for message in [row[0] for row in table_rows("When something fails")]:
+        for part in re.split(r"…|` or `|`|5000", message):
+            assert part.strip().replace("params.yaml", "{path}") in code, part
+
+
+def test_the_python_examples_run(project: Path) -> None:
+    """The examples run as they stand, from the file, from MLflow, and from the weights that MLflow keeps."""
+    from_file, from_mlflow = blocks("python")
+    call = re.search(r"`(load_model\(mlflow\..*?\))`", README, re.DOTALL)
+    assert call is not None
+    (project / "example.py").write_text(
+        f"{from_file}\nassert codes.shape == (5, 2) and images.shape == (5, 784)\n"
+        f"{from_mlflow}\nassert images.shape == (5, 784)\n"
+        f"model = {call[1]}\nassert model.encode(torch.rand(5, 784)).shape == (5, 2)\n"
+    )
+    try:
+        run(project, "example")
+    finally:
+        (project / "example.py").unlink()
+
+
+def test_no_file_names_a_registry() -> None:
+    """The locks are complete and free of index addresses."""
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = (PROJECT / name).read_text().splitlines()
+        pins = [line for line in lines if line and not line.startswith((" ", "#"))]
+        assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", line) for line in pins)
+        assert not any("://" in line for line in lines)

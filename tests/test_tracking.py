@@ -1,0 +1,231 @@
+"""MLflow rows in a real sqlite store, read back through MlflowClient."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline import tracking, train
+from pipeline.errors import PipelineError
+from pipeline.model import Architecture, AutoEncoder, load_model
+from pipeline.store import DEFAULT_EXPERIMENT
+from tests.helpers import PROJECT, git, run, small_params, write_params
+
+PARAMS = small_params()
+
+
+def rows(project: Path) -> list[Run]:
+    """All runs of the project's own store, the newest first."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
+
+
+def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
+    found = set()
+    for item in client.list_artifacts(run_id, folder):
+        found |= artifacts(client, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+@pytest.fixture(scope="module")
+def row(project: Path) -> Run:
+    """The row of the one pipeline run that the tests share."""
+    return rows(project)[-1]
+
+
+def test_one_row_holds_parameters_metrics_and_status(project: Path, row: Run) -> None:
+    """All parameters, the metrics of training and test, FINISHED, and a name that tells rows apart."""
+    assert row.info.status == "FINISHED"
+    assert row.info.run_name == "digits k=2 seed=0"
+    assert row.data.params == {key: str(value) for key, value in PARAMS.flat().items()}
+    for name in ("train/mse", "valid/mse", "valid/best_mse", "test/mse", "test/psnr_db", "test/pca_mse"):
+        assert name in row.data.metrics
+    assert row.data.metrics["test/digit_mse/7"] > 0
+    assert row.data.metrics["time/images_per_second"] > 0
+
+
+def test_metrics_equal_the_files(project: Path, row: Run) -> None:
+    """MLflow mirrors history.csv epoch by epoch, and every number of the JSON files."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    history = pd.read_csv(project / "reports/history.csv")
+    for column, name in (("train_mse", "train/mse"), ("valid_mse", "valid/mse"), ("grad_norm", "train/grad_norm")):
+        points = client.get_metric_history(row.info.run_id, name)
+        assert [point.step for point in points] == list(history["epoch"])
+        assert [point.value for point in points] == pytest.approx(list(history[column]), rel=1e-7)
+    for file in ("train", "evaluate"):
+        numbers = tracking.flatten(json.loads((project / f"reports/{file}.json").read_text()))
+        assert {name: row.data.metrics[name] for name in numbers} == numbers
+
+
+def test_artifacts(project: Path, row: Run) -> None:
+    """Parameters, weights, history, metrics, figures and the hashes of what the stages read."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    found = artifacts(client, row.info.run_id)
+    assert found == {
+        "params.yaml",
+        "models/autoencoder.safetensors",
+        "reports/history.csv",
+        "reports/train.json",
+        "reports/evaluate.json",
+        *(f"reports/figures/{name}.png" for name in ("reconstructions", "worst", "latent", "midpoints", "manifold")),
+        "inputs/train.json",
+        "inputs/evaluate.json",
+    }
+    local = client.download_artifacts(row.info.run_id, "models/autoencoder.safetensors")
+    assert Path(local).read_bytes() == (project / "models/autoencoder.safetensors").read_bytes()
+
+
+def test_inputs_are_the_data_and_hashes_that_dvc_records(project: Path, row: Run) -> None:
+    """The data sets carry DVC's hashes; inputs/<stage>.json has those of everything a stage read."""
+    lock = (project / "dvc.lock").read_text()
+    assert row.inputs is not None
+    contexts = {entry.tags[0].value: entry.dataset for entry in row.inputs.dataset_inputs}
+    assert set(contexts) == {"train", "valid", "test"}
+    assert contexts["train"].name == "digits-train"
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    hashes = mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/inputs/evaluate.json")
+    assert contexts["test"].digest == hashes["data/prepared/test.safetensors"]
+    assert all(digest in lock for digest in [*hashes.values(), contexts["train"].digest])
+
+
+def test_the_row_names_its_commit(project: Path, row: Run) -> None:
+    """The commit of the code; changed parameters and outs do not make it dirty."""
+    assert row.data.tags["mlflow.source.git.commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert row.data.tags["mlflow.source.git.dirty"] == "false"
+
+
+def test_the_model_in_mlflows_format(project: Path, row: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_model gives the same reconstructions for any batch, without pickle; the registry takes it."""
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    assert row.outputs is not None
+    model_id = row.outputs.model_outputs[0].model_id
+    loaded = mlflow.pytorch.load_model(f"models:/{model_id}")
+    pixels = torch.rand(7, 784)
+    expected = load_model(project / "models/autoencoder.safetensors")(pixels)
+    torch.testing.assert_close(loaded(pixels), expected)
+    info = mlflow.models.get_model_info(f"models:/{model_id}")
+    assert info.signature.inputs.input_types() == [np.dtype(np.float32)]
+    assert mlflow.register_model(f"models:/{model_id}", "autoencoder").version == 1
+
+
+def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) -> None:
+    """DVC skips evaluate then; the new row has its test metrics and figures all the same."""
+    before = rows(project)
+    path = project / "pipeline/training.py"
+    text = path.read_text()
+    path.write_text(text + "# a comment changes no byte of the model\n")
+    try:
+        done = run(project, "dvc", "repro")
+    finally:
+        path.write_text(text)
+    assert "Stage 'evaluate' didn't change, skipping" in done.stdout
+    after = rows(project)
+    assert len(after) == len(before) + 1
+    new, old = after[0], before[0]
+    ours = {name: value for name, value in new.data.metrics.items() if not name.startswith("time/")}
+    theirs = {name: value for name, value in old.data.metrics.items() if not name.startswith("time/")}
+    assert ours == theirs
+    assert new.data.tags["mlflow.source.git.dirty"] == "true"
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id)
+    run(project, "dvc", "repro")  # back to the code of the commit
+
+
+# From here on without DVC: a folder with the files that the functions mirror.
+
+
+@pytest.fixture
+def trained(tmp_dir: Path, store: str) -> Path:
+    """What training and evaluation would have written, small and made up."""
+    (tmp_dir / ".dvc").mkdir()
+    (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    write_params(PARAMS)
+    for path in (*tracking.dvcfiles.declared("train")["outs"], *tracking.dvcfiles.declared("evaluate")["outs"]):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"content")
+    train.METRICS_PATH.write_text('{"valid": {"best_mse": 0.05}}')
+    train.HISTORY_PATH.write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
+    Path("reports/evaluate.json").write_text('{"dataset": "digits", "test": {"mse": 0.04}}')
+    return tmp_dir
+
+
+def model() -> AutoEncoder:
+    return AutoEncoder(Architecture.from_params(PARAMS.model)).eval()
+
+
+def stored(store: str) -> list[Run]:
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def test_evaluation_without_a_row_makes_one_from_the_files(trained: Path, store: str) -> None:
+    """A new store gets a row replayed from params, history and metrics; a second time adds nothing."""
+    tracking.log_evaluation(PARAMS, model())
+    (replayed,) = stored(store)
+    assert replayed.info.status == "FINISHED"
+    assert replayed.data.tags["replayed"] == "true"
+    assert replayed.data.metrics["test/mse"] == 0.04
+    points = MlflowClient(store).get_metric_history(replayed.info.run_id, "valid/mse")
+    assert [(point.step, point.value) for point in points] == [(1, 0.06), (2, 0.05)]
+
+    tracking.log_evaluation(PARAMS, model())
+    (again,) = stored(store)
+    assert len(MlflowClient(store).get_metric_history(again.info.run_id, "test/mse")) == 1
+
+
+def test_evaluation_joins_the_row_of_its_training(trained: Path, store: str) -> None:
+    """Going back to earlier parameters and weights leads to their row; others get one of their own."""
+    with tracking.training_run(PARAMS, "cpu") as first:
+        first.log_training_outputs(PARAMS, model())
+    tracking.log_evaluation(PARAMS, model())
+    other = small_params(evaluate__manifold_size=7)
+    tracking.log_evaluation(other, model())
+    tracking.log_evaluation(PARAMS, model())
+    found = stored(store)
+    assert len(found) == 2
+    assert {row.data.params["evaluate.manifold_size"] for row in found} == {"5", "7"}
+    assert all(row.data.metrics["test/mse"] == 0.04 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(PipelineError("bad"), "FAILED"), (ValueError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_a_run_that_ends_badly_says_so(trained: Path, store: str, error: BaseException, status: str) -> None:
+    """An error leaves a FAILED row, Ctrl-C a KILLED one, and the error goes on."""
+
+    def fail() -> None:
+        with tracking.training_run(PARAMS, "cpu"):
+            assert stored(store)[0].info.status == "RUNNING"
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert stored(store)[0].info.status == status
+
+
+def test_a_store_that_cannot_be_reached_costs_a_warning(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training goes on without its tracking server, with one line on stderr."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with tracking.training_run(PARAMS, "cpu") as run_:
+        run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS, model())
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("warning: MLflow gets nothing more of this run:")
+
+
+def test_flatten_keeps_numbers_only() -> None:
+    """Nested names are joined by slashes; texts and booleans are no metrics."""
+    assert tracking.flatten({"a": {"b": 1, "c": "text"}, "d": True, "e": 0.5}) == {"a/b": 1, "e": 0.5}

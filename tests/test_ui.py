@@ -1,0 +1,91 @@
+"""`make ui` in a real browser: the link opens the table of runs, and runs compare side by side."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from pipeline import tracking
+from pipeline.model import Architecture, AutoEncoder
+from pipeline.params import Params
+from tests.helpers import PROJECT, environment, run, small_params, write_params
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZES = (2, 4, 8, 16, 32)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def log_row(params: Params, test_mse: float) -> None:
+    """A finished row for made-up results, written by the pipeline's own tracking."""
+    write_params(params)
+    for stage in ("train", "evaluate"):
+        for path in map(Path, tracking.dvcfiles.declared(stage)["outs"]):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"content")
+    Path("reports/train.json").write_text("{}")
+    Path("reports/evaluate.json").write_text(f'{{"test": {{"mse": {test_mse}}}}}')
+    Path(tracking.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
+    tracking.log_evaluation(params, AutoEncoder(Architecture.from_params(params.model)))
+
+
+@pytest.fixture
+def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
+    """A browser page, and the link that `python -m pipeline.ui` prints for a store with five rows."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_dir / ".dvc").mkdir()
+    shutil.copy(PROJECT / "dvc.yaml", tmp_dir)
+    for size in SIZES:
+        log_row(small_params(model__bottleneck_size=size), test_mse=round(0.05 / size, 5))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
+        cwd=tmp_dir,
+        env=environment(PYTHONPATH=str(PROJECT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    link = next(found[0] for line in server.stdout if (found := re.findall(r"http://127\S+workflowType\S+", line)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page(viewport={"width": 1500, "height": 900}), link
+        browser.close()
+    server.send_signal(signal.SIGINT)
+    server.wait(30)
+
+
+def test_the_link_shows_runs_that_compare(page_and_link: tuple[Page, str]) -> None:
+    """The table lists every run; comparing them shows each test MSE beside its bottleneck size."""
+    page, link = page_and_link
+    page.goto(link)
+    for size in SIZES:
+        expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
+
+
+def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+    """The message says which port to try instead."""
+    (tmp_path / ".dvc").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(tmp_path, "pipeline.ui", "--port", str(port), ok=False, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert f"port {port} is in use; choose another: make ui PORT={port + 1}" in done.stderr
