@@ -117,6 +117,13 @@ def test_observers_are_not_imported_for_results() -> None:
     assert importers <= {*STAGES, "run"}
 
 
+def test_no_parameter_has_a_name_that_dvcs_run_cache_overlooks() -> None:
+    """DVC leaves keys named `size` and `nfiles` out of its run-cache's hash, in parameters too: it would
+    take a stage with another `size` from the cache."""
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    assert not {"size", "nfiles"} & {name for section in params.values() for name in section}
+
+
 def test_what_git_keeps_is_not_in_dvcs_cache() -> None:
     """Everything under reports/ is `cache: false`, so that a fresh clone can compare it."""
     for stage in STAGES.values():

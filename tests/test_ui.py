@@ -29,7 +29,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def log_row(params: Params, test_mse: float) -> None:
+def made_up_mse(size: int) -> float:
+    """Made up, and different for every size in the three decimals that the page shows."""
+    return round(0.06 - 0.001 * size, 4)
+
+
+def log_row(params: Params) -> None:
     """A finished row for made-up results, written by the pipeline's own tracking."""
     write_params(params)
     for stage in ("train", "evaluate"):
@@ -37,7 +42,7 @@ def log_row(params: Params, test_mse: float) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"content")
     Path("reports/train.json").write_text("{}")
-    Path("reports/evaluate.json").write_text(f'{{"test": {{"mse": {test_mse}}}}}')
+    Path("reports/evaluate.json").write_text(f'{{"test": {{"mse": {made_up_mse(params.model.bottleneck_size)}}}}}')
     Path(tracking.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
     tracking.log_evaluation(params, AutoEncoder(Architecture.from_params(params.model)))
 
@@ -52,7 +57,7 @@ def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     (tmp_dir / ".dvc").mkdir()
     shutil.copy(PROJECT / "dvc.yaml", tmp_dir)
     for size in SIZES:
-        log_row(small_params(model__bottleneck_size=size), test_mse=round(0.05 / size, 5))
+        log_row(small_params(model__bottleneck_size=size))
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
         cwd=tmp_dir,
@@ -65,7 +70,7 @@ def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     link = next(found[0] for line in server.stdout if (found := re.findall(r"http://127\S+workflowType\S+", line)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 1500, "height": 900}), link
+        yield browser.new_page(viewport={"width": 2400, "height": 2400}), link
         browser.close()
     server.send_signal(signal.SIGINT)
     server.wait(30)
@@ -77,6 +82,15 @@ def test_the_link_shows_runs_that_compare(page_and_link: tuple[Page, str]) -> No
     page.goto(link)
     for size in SIZES:
         expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
+    page.get_by_role("checkbox").first.click()  # all rows
+    page.get_by_role("button", name="Compare").first.click()
+    expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
+    sizes_in_a_row = "\t".join(["model.bottleneck_size", *map(str, sorted(SIZES, reverse=True))])
+    test_mse_in_a_row = r"\s+".join(f"{made_up_mse(size):.3f}" for size in sorted(SIZES, reverse=True))
+    expect(page.locator("body")).to_contain_text("test/mse", timeout=60_000)
+    shown = page.locator("body").inner_text()
+    assert sizes_in_a_row in shown
+    assert re.search(rf"\b{test_mse_in_a_row}\b", shown)
 
 
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
