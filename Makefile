@@ -1,8 +1,10 @@
-# make run | test | test-all | lint | ui | lock | clean | distclean. Every target sets up what it needs.
+# make run | ui | review | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
 PORT ?= 5000
+BASE ?= origin/main
+HEAD ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # Relative, so that a path with spaces is no trouble; the stages' `python` is the environment's.
@@ -11,11 +13,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev run ui test test-all lint lock clean distclean
+.PHONY: help setup setup-dev run ui review test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
+	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
 	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
@@ -47,6 +50,9 @@ run: setup
 ui: setup
 	@$(BIN)/python -m pipeline.ui --port $(PORT)
 
+review: setup
+	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)
+
 test: setup-dev
 	$(BIN)/python -m pytest -m 'not slow'
 
@@ -61,6 +67,7 @@ lint: setup-dev
 lock: setup-dev
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-dev.in -o requirements-dev.txt
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-review.in -o requirements-review.txt
 
 # Not the MLflow store: its runs cannot be made again.
 clean:

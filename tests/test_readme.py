@@ -12,7 +12,7 @@ from pipeline.params import Params
 from tests.helpers import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/your-own-project.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/your-own-project.md", "docs/review.md"]
 
 
 def blocks(language: str) -> list[str]:
@@ -135,7 +135,7 @@ def test_the_python_examples_run(project: Path) -> None:
 
 def test_no_file_names_a_registry() -> None:
     """The locks are complete and free of index addresses."""
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-review.txt"):
         lines = (PROJECT / name).read_text().splitlines()
         pins = [line for line in lines if line and not line.startswith((" ", "#"))]
         assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", line) for line in pins)

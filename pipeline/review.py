@@ -1,0 +1,431 @@
+"""Review what a change does: parameters, metrics against tolerances, stages, figures, and dvc.lock's truth.
+
+    python -m pipeline.review [BASE] [HEAD] [--json] [--file-url TEMPLATE]
+
+BASE and HEAD are git revisions or names of DVC experiments. BASE is origin/main unless given, HEAD
+the tracked files of the working tree as they are now. Prints Markdown, or JSON. It needs dvc, not
+torch (requirements-review.txt), and neither DVC's cache nor the history between the two.
+
+Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows; 2 misuse; 3 HEAD's dvc.lock does
+not belong to HEAD's files, so that its results are not those of its code.
+"""
+
+import argparse
+import fnmatch
+import io
+import json
+import logging
+import math
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError, run_command
+
+TOLERANCES_PATH = "tolerances.yaml"
+WORSE, LOCK_OUT_OF_DATE = 1, 3
+
+
+class Tolerance(BaseModel):
+    """A metric may get worse by up to absolute + relative × |old|."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    better: Literal["lower", "higher"]
+    absolute: float = Field(0, ge=0)
+    relative: float = Field(0, ge=0)
+
+    def verdict(self, old: float, new: float) -> str:
+        gain = old - new if self.better == "lower" else new - old
+        margin = self.absolute + self.relative * abs(old)
+        if gain > margin:
+            return "better"
+        return "within tolerance" if gain >= -margin else "worse"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter or metric whose value differs; None where one side does not have it."""
+
+    name: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class MetricChange(Change):
+    """verdict: better, worse, within tolerance, gone, new, not judged or not comparable."""
+
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """What changed between two commits. `stages` and `lock` map stages to the reasons."""
+
+    base: str
+    head: str
+    params: list[Change]
+    metrics: list[MetricChange]
+    stages: dict[str, list[str]]
+    lock: dict[str, list[str]]
+    figures: list[str]
+    notes: list[str]
+
+    @property
+    def exit_code(self) -> int:
+        if self.lock:
+            return LOCK_OUT_OF_DATE
+        return WORSE if any(metric.verdict in ("worse", "gone") for metric in self.metrics) else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", nargs="?", default="origin/main", metavar="BASE")
+    parser.add_argument("head", nargs="?", metavar="HEAD")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument(
+        "--file-url",
+        metavar="TEMPLATE",
+        help="address of a committed file, to show figures by: https://github.com/OWNER/NAME/raw/{commit}/{path}",
+    )
+    arguments = parser.parse_args()
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+
+    base = resolve(arguments.base)
+    head = resolve(arguments.head) if arguments.head else working_tree_commit()
+    review = compare(base, head, is_working_tree=arguments.head is None)
+    if arguments.json:
+        print(json.dumps(asdict(review) | {"exit_code": review.exit_code}, indent=2))
+    else:
+        print(markdown(review, arguments.file_url))
+    sys.exit(review.exit_code)
+
+
+def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
+    """Review the commit `head` against the commit `base`, both full hashes."""
+    if show(head, "dvc.yaml") is None:
+        raise PipelineError(f"{head[:10]} has no dvc.yaml: there is nothing to review")
+    with Repo(git("rev-parse", "--show-toplevel").strip()) as repo:
+        params = changes(repo.params.diff(a_rev=base, b_rev=head))
+        metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head))
+    notes = []
+    if show(base, "dvc.yaml") is None:
+        notes.append("The base has no pipeline: everything is new.")
+    if show(base, TOLERANCES_PATH) not in (None, show(head, TOLERANCES_PATH)):
+        notes.append(f"`{TOLERANCES_PATH}` itself changed; the verdicts use the new one.")
+    untracked = git("ls-files", "--others", "--exclude-standard").splitlines() if is_working_tree else []
+    if untracked:
+        notes.append(f"Untracked files are not reviewed: {', '.join(f'`{name}`' for name in untracked[:5])}.")
+
+    with tempfile.TemporaryDirectory(prefix="review-") as folder:
+        files = Path(folder)
+        with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", head))) as archive:
+            archive.extractall(files, filter="data")
+        lock = out_of_date(files)
+        # With the base's dvc.lock DVC tells what this change made stale.
+        (files / "dvc.lock").unlink(missing_ok=True)
+        if (base_lock := show(base, "dvc.lock")) is not None:
+            (files / "dvc.lock").write_bytes(base_lock)
+        stages = with_descendants(files, out_of_date(files, with_outs=False))
+        figures = [path for path in declared_figures(files) if blob(base, path) != blob(head, path)]
+    return Review(base, head, params, judge(metric_changes, load_tolerances(head)), stages, lock, figures, notes)
+
+
+def changes(diff: dict[str, Any]) -> list[Change]:
+    """DVC's {'diff': {file: {name: {'old', 'new'}}}} as a list sorted by name; equal values are left out."""
+    return sorted(
+        (
+            Change(name, values.get("old"), values.get("new"))
+            for names in diff.get("diff", {}).values()
+            for name, values in names.items()
+            if values.get("old") != values.get("new")
+        ),
+        key=lambda change: change.name,
+    )
+
+
+def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[MetricChange]:
+    """Each metric's verdict by the first pattern that fits its name; none without a pattern."""
+    other_data = any(metric.name == "dataset" and None not in (metric.old, metric.new) for metric in metrics)
+
+    def verdict(metric: Change) -> str:
+        tolerance = next((rule for name, rule in tolerances.items() if fnmatch.fnmatchcase(metric.name, name)), None)
+        if tolerance is None:
+            return "not judged"
+        if other_data:
+            return "not comparable"
+        if not is_number(metric.old):
+            return "new"
+        if not is_number(metric.new):
+            return "gone"
+        return tolerance.verdict(metric.old, metric.new)
+
+    return [MetricChange(metric.name, metric.old, metric.new, verdict(metric)) for metric in metrics]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def load_tolerances(commit: str) -> dict[str, Tolerance]:
+    """tolerances.yaml of a commit: {pattern of metric names: tolerance}; none where there is no file.
+
+    Raises:
+        PipelineError: the file is not valid; every problem is listed.
+    """
+    content = show(commit, TOLERANCES_PATH)
+    try:
+        rules = yaml.safe_load(content or b"") or {}
+        return {name: Tolerance.model_validate(rule) for name, rule in rules.items()}
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise PipelineError(f"{TOLERANCES_PATH} is not valid: {problems}") from None
+    except (yaml.YAMLError, AttributeError) as error:
+        raise PipelineError(f"{TOLERANCES_PATH} is not valid: {' '.join(str(error).split())}") from None
+
+
+def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
+    """The stages of a checkout without cache whose entry in dvc.lock differs from its files, with the reasons.
+
+    Without `with_outs` only what the stages read counts, not what they wrote. Data and weights are not
+    in git, so their absence is no reason; dvc.lock must agree with itself about them. (`dvc repro --dry
+    --allow-missing` is no help here: it stops at the first stale stage whose data is missing.)
+    """
+    (files / ".dvc").mkdir(exist_ok=True)
+    (files / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    try:
+        with Repo(files) as repo:
+            cached = {out.def_path for out in repo.index.outs if out.use_cache}
+            status = repo.status()
+    except DvcException as error:
+        raise PipelineError(f"DVC cannot read the pipeline: {' '.join(str(error).split())}") from None
+    reasons: dict[str, list[str]] = {}
+    for address, entries in status.items():
+        stage = address.rpartition(":")[2]
+        for entry in entries:
+            if isinstance(entry, str):  # "changed command", "always changed"
+                reasons.setdefault(stage, []).append(entry)
+                continue
+            ((kind, paths),) = entry.items()
+            if kind == "changed outs" and not with_outs:
+                continue
+            for path, state in paths.items():
+                if isinstance(state, dict):  # of params.yaml: {section: state}
+                    reasons.setdefault(stage, []).extend(changed_values(files, stage, path, list(state)))
+                elif path not in cached:
+                    reasons.setdefault(stage, []).append(f"`{path}` {state}")
+    for stage, path in contradictions(files / "dvc.lock"):
+        reasons.setdefault(stage, []).append(f"`{path}` is another version than the one that dvc.lock has as an out")
+    return reasons
+
+
+def changed_values(files: Path, stage: str, params_file: str, sections: list[str]) -> list[str]:
+    """For each value of these sections that differs between dvc.lock and the file: `section.name` old → new."""
+
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for section in sections:
+            value = values.get(section)
+            found |= (
+                {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
+            )
+        return found
+
+    lock = yaml.safe_load((files / "dvc.lock").read_text()) if (files / "dvc.lock").is_file() else {"stages": {}}
+    old = flat(lock["stages"].get(stage, {}).get("params", {}).get(params_file, {}))
+    new = flat(yaml.safe_load((files / params_file).read_text()) or {})
+    names = [name for name in new | old if old.get(name) != new.get(name)]
+    return [f"`{name}` {text(old.get(name))} → {text(new.get(name))}" for name in names]
+
+
+def contradictions(lock: Path) -> list[tuple[str, str]]:
+    """(stage, path) of every dependency whose hash differs from that of the out of the same path."""
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    return [
+        (name, dep["path"])
+        for name, stage in stages.items()
+        for dep in stage.get("deps", [])
+        if made.get(dep["path"], dep.get("md5")) != dep.get("md5")
+    ]
+
+
+def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The stale stages and those after them, in the pipeline's order."""
+    with Repo(files) as repo:
+        before = {
+            stage.name: {upstream.name for upstream in repo.index.graph.successors(stage)} for stage in repo.index.graph
+        }
+    result: dict[str, list[str]] = {}
+    waiting = list(before)
+    while waiting:
+        stage = next(name for name in waiting if not before[name] & set(waiting))
+        waiting.remove(stage)
+        after = sorted(before[stage] & set(result))
+        reasons = stale.get(stage, []) + ([f"after {', '.join(after)}"] if after else [])
+        if reasons:
+            result[stage] = reasons
+    return result
+
+
+def declared_figures(files: Path) -> list[str]:
+    """The PNG files among the stages' plots."""
+    with Repo(files) as repo:
+        return sorted(out.def_path for out in repo.index.outs if out.plot and out.def_path.endswith(".png"))
+
+
+def markdown(review: Review, file_url: str | None) -> str:
+    """The review for a job summary or a comment."""
+    verdict = {
+        0: "✅ Nothing speaks against it.",
+        WORSE: "❌ A metric is worse than tolerated.",
+        LOCK_OUT_OF_DATE: "❌ The results are not those of this code: run `dvc repro`, commit dvc.lock and reports/.",
+    }[review.exit_code]
+    parts = [f"## Review of `{review.head[:10]}` against `{review.base[:10]}`", verdict, *review.notes]
+
+    parts.append("### Parameters")
+    if review.params:
+        parts.append(table(["parameter", "old", "new"], [[c.name, text(c.old), text(c.new)] for c in review.params]))
+    else:
+        parts.append("No parameter changed.")
+
+    parts.append("### Metrics")
+    if review.metrics:
+        rows = [[m.name, text(m.old), text(m.new), *difference(m.old, m.new), m.verdict] for m in review.metrics]
+        parts.append(table(["metric", "old", "new", "difference", "%", "verdict"], rows))
+    else:
+        parts.append("No metric changed.")
+
+    parts.append("### Stages that this change reruns")
+    if review.stages:
+        parts.append("\n".join(f"- **{stage}**: {'; '.join(reasons)}" for stage, reasons in review.stages.items()))
+    else:
+        parts.append("None.")
+
+    parts.append("### dvc.lock")
+    if review.lock:
+        parts.append("It does not belong to the files that are committed with it:")
+        parts.append("\n".join(f"- **{stage}**: {'; '.join(reasons)}" for stage, reasons in review.lock.items()))
+    else:
+        parts.append("It belongs to the code, parameters and metrics that are committed with it.")
+
+    parts.append("### Figures")
+    if not review.figures:
+        parts.append("No figure changed.")
+    elif file_url is None:
+        parts.append("Changed: " + ", ".join(f"`{path}`" for path in review.figures))
+        parts.append(f"Side by side: `dvc plots diff {review.base[:10]} {review.head[:10]}`")
+    else:
+        shown = [
+            [Path(path).stem, picture(review.base, path, file_url), picture(review.head, path, file_url)]
+            for path in review.figures
+        ]
+        parts.append(table(["figure", "before", "after"], shown))
+    return "\n\n".join(parts)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def text(value: Any) -> str:
+    """A value in a table's cell, numbers with six significant digits."""
+    shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return shown.replace("|", "\\|").replace("\n", " ")
+
+
+def difference(old: Any, new: Any) -> tuple[str, str]:
+    if not (is_number(old) and is_number(new)):
+        return "", ""
+    return f"{new - old:+.3g}", f"{100 * (new - old) / abs(old):+.1f}" if old else ""
+
+
+def picture(commit: str, path: str, file_url: str) -> str:
+    if blob(commit, path) is None:
+        return "—"
+    return f"![{Path(path).stem}]({file_url.format(commit=commit, path=path)})"
+
+
+def resolve(name: str) -> str:
+    """The commit that a revision or a DVC experiment's name means, fetched if a remote has it.
+
+    Raises:
+        PipelineError: there is no such commit; the message has the command that fetches it.
+    """
+    if (commit := find_commit(name)) is not None:
+        return commit
+    remotes = git("remote").split()
+    remote, _, branch = name.partition("/")
+    if remote not in {*remotes, "origin"}:
+        remote, branch = "origin", name
+    # In a full clone a depth would cut the history off.
+    depth = ["--depth=1"] if git("rev-parse", "--is-shallow-repository").strip() == "true" else []
+    fetch = ["fetch", *depth, remote, f"+refs/heads/{branch}:refs/remotes/{remote}/{branch}"]
+    if remote in remotes:
+        for refspec in (fetch[-1], branch):  # a branch, else a commit's hash or a tag
+            subprocess.run(["git", *fetch[:-1], "--quiet", refspec], capture_output=True)
+            found = find_commit(f"{remote}/{branch}") or find_commit(name)
+            if found is not None:
+                return found
+    raise PipelineError(f"unknown revision {name!r}; if it is on a remote, fetch it: git {' '.join(fetch)}")
+
+
+def find_commit(name: str) -> str | None:
+    found = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"],
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode == 0:
+        return found.stdout.strip()
+    experiments = git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    return next((line.split()[1] for line in experiments if line.split()[0].endswith(f"/{name}")), None)
+
+
+def working_tree_commit() -> str:
+    """A commit of the tracked files as they are now, made without touching branch, index or files."""
+    return git("stash", "create").strip() or git("rev-parse", "HEAD").strip()
+
+
+def show(commit: str, path: str) -> bytes | None:
+    """A file's content in a commit, None where it is not in it."""
+    return None if blob(commit, path) is None else git_bytes("show", f"{commit}:{path}")
+
+
+def blob(commit: str, path: str) -> str | None:
+    """The hash of a file's content in a commit, None where it is not in it."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{commit}:{path}"], capture_output=True, text=True
+    )
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def git(*arguments: str) -> str:
+    return git_bytes(*arguments).decode()
+
+
+def git_bytes(*arguments: str) -> bytes:
+    """A git command's output.
+
+    Raises:
+        PipelineError: git says why it cannot.
+    """
+    done = subprocess.run(["git", *arguments], capture_output=True)
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.decode().split())
+        raise PipelineError(f"git {arguments[0]}: {reason}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    run_command(main)

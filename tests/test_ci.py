@@ -1,0 +1,208 @@
+"""The CI's scripts, run without the service, and its YAML against the published schemas."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from tests.helpers import PROJECT, copy_project, environment, git
+
+WORKFLOW = PROJECT / ".github/workflows/ci.yml"
+JOBS = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+MARKER = "<!-- pipeline-review -->"
+
+
+def gitlab_snippet() -> str:
+    return re.findall(r"```yaml\n(review:.*?)```", (PROJECT / "docs/review.md").read_text(), re.DOTALL)[0]
+
+
+class CommentApi:
+    """What GitHub's and GitLab's comment threads have in common, on loopback: list, add, replace."""
+
+    def __init__(self) -> None:
+        self.comments: list[dict[str, Any]] = []
+        self.tokens: set[str] = set()
+        self.status = 200
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                page = int(parse_qs(urlsplit(self.path).query).get("page", ["1"])[0])
+                self.reply(api.comments[(page - 1) * 100 : page * 100])
+
+            def do_POST(self) -> None:
+                comment = {"id": 1000 + len(api.comments), "user": {"type": "Bot"}, "body": self.body()}
+                api.comments.append(comment)
+                self.reply(comment)
+
+            def replace(self) -> None:
+                number = int(self.path.rsplit("/", 1)[1])
+                comment = next(comment for comment in api.comments if comment["id"] == number)
+                comment["body"] = self.body()
+                self.reply(comment)
+
+            do_PATCH = do_PUT = replace
+
+            def body(self) -> str:
+                content = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                is_json = self.headers["Content-Type"] == "application/json"
+                return str(json.loads(content)["body"] if is_json else parse_qs(content)["body"][0])
+
+            def reply(self, value: Any) -> None:
+                api.tokens.add(self.headers["Authorization"] or self.headers["PRIVATE-TOKEN"])
+                content = json.dumps(value).encode()
+                self.send_response(api.status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def api() -> Iterator[CommentApi]:
+    api = CommentApi()
+    yield api
+    api.server.shutdown()
+    api.server.server_close()
+
+
+def comment(api: CommentApi, folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (folder / "review.md").write_text(text)
+    settings = {"GITHUB_API_URL": api.url, "GITHUB_REPOSITORY": "o/r", "PULL_REQUEST": "7", "GITHUB_TOKEN": "secret"}
+    return subprocess.run(
+        [sys.executable, str(PROJECT / ".ci/comment.py"), "review.md"],
+        cwd=folder,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_one_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path) -> None:
+    """The first report is a new comment, the next ones replace it, also on a second page of a thread."""
+    api.comments = [{"id": i, "user": {"type": "User"}, "body": f"{MARKER} quoted by a person"} for i in range(150)]
+    assert comment(api, tmp_path, "first").stdout == "comment written\n"
+    assert comment(api, tmp_path, "second").stdout == "comment updated\n"
+    assert len(api.comments) == 151
+    assert api.comments[-1]["body"] == f"{MARKER}\nsecond"
+    assert api.tokens == {"Bearer secret"}
+
+
+def test_a_long_report_is_cut(api: CommentApi, tmp_path: Path) -> None:
+    """GitHub refuses comments over 65,536 characters; the rest is in the summary, and it says so."""
+    assert comment(api, tmp_path, "x" * 100_000).returncode == 0
+    assert len(api.comments[0]["body"]) < 65_536
+    assert api.comments[0]["body"].endswith("the rest is in the job's summary.")
+
+
+def test_a_service_that_refuses(api: CommentApi, tmp_path: Path) -> None:
+    """A token without the right is one line and a failure, without traceback or token."""
+    api.status = 403
+    done = comment(api, tmp_path, "text")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the comment could not be written: HTTP Error 403")
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [(["HEAD", "HEAD"], 0, "No parameter changed."), (["nowhere", "HEAD"], 2, "unknown revision 'nowhere'")],
+)
+def test_the_review_script(tmp_path: Path, arguments: list[str], code: int, expected: str) -> None:
+    """Report and summary are written whatever the gate says, and its exit code is the script's."""
+    project = copy_project(tmp_path / "a project")
+    done = subprocess.run(
+        [".ci/review", *arguments],
+        cwd=project,
+        env=environment(GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"), FILE_URL="https://host/{commit}/{path}"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert expected in (project / "review.md").read_text()
+    assert (tmp_path / "summary.md").read_text() == (project / "review.md").read_text()
+
+
+def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
+    """An empty HEAD means the files as they are now."""
+    project = copy_project(tmp_path / "project")
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("lr: 0.001", "lr: 0.002"))
+    done = subprocess.run([".ci/review", "HEAD", ""], cwd=project, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "| train.lr | 0.001 | 0.002 |" in done.stdout
+    assert git(project, "status", "--porcelain") == " M params.yaml\n"
+
+
+@pytest.mark.parametrize("schema", ["github-workflows", "gitlab-ci"])
+def test_the_yaml_fits_the_published_schema(tmp_path: Path, schema: str) -> None:
+    """GitHub's workflow and the documented GitLab snippet are valid."""
+    path = WORKFLOW if schema == "github-workflows" else tmp_path / ".gitlab-ci.yml"
+    if schema == "gitlab-ci":
+        path.write_text(gitlab_snippet())
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(path)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """Every action is a full commit hash with its version beside it."""
+    uses = re.findall(r"uses: (.*)", WORKFLOW.read_text())
+    assert len(uses) > 8
+    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", action) for action in uses)
+
+
+def test_a_token_that_can_write_meets_no_code_of_the_pull_request() -> None:
+    """Only `comment` may write; it checks the base out, and does not run for forks."""
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "pull_request_target" not in WORKFLOW.read_text()
+    assert [name for name, job in JOBS.items() if "permissions" in job] == ["comment"]
+    job = JOBS["comment"]
+    assert job["permissions"] == {"contents": "read", "pull-requests": "write"}
+    assert "head.repo.full_name == github.repository" in job["if"]
+    checkouts = [step for step in job["steps"] if "checkout" in step.get("uses", "")]
+    assert [step["with"]["ref"] for step in checkouts] == ["${{ github.event.pull_request.base.sha }}"]
+    for other in JOBS.values():
+        for step in other["steps"]:
+            assert "checkout" not in step.get("uses", "") or step["with"]["persist-credentials"] is False
+            # What a pull request's author writes must not become part of a command.
+            assert "${{" not in step.get("run", "")
+
+
+def test_the_steps_are_commands_of_this_repository() -> None:
+    """Every step runs a make target or a script that exists."""
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    for job in JOBS.values():
+        for command in [step["run"] for step in job["steps"] if "run" in step]:
+            if command.startswith("make "):
+                assert command.split()[1] in targets
+            elif not command.startswith("pip install"):
+                script = re.search(r"\.ci/[\w.]+", command)
+                assert script is not None, command
+                assert (PROJECT / script[0]).is_file()
+
+
+def test_gitlabs_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path) -> None:
+    """The snippet's own script, run by bash, writes one note and replaces it the next time."""
+    script = "\n".join(["set -eu", *yaml.safe_load(gitlab_snippet())["comment"]["script"]])
+    settings = {"CI_API_V4_URL": api.url, "CI_PROJECT_ID": "1", "CI_MERGE_REQUEST_IID": "2", "REVIEW_TOKEN": "secret"}
+    for text in ("first", "second & third"):
+        (tmp_path / "review.md").write_text(text)
+        subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment(**settings), check=True)
+    assert [note["body"] for note in api.comments] == [f"{MARKER}\nsecond & third"]
+    assert api.tokens == {"secret"}
