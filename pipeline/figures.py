@@ -31,14 +31,14 @@ def save_figure(figure: Figure, path: Path) -> None:
 def reconstructions(
     context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: np.ndarray, by_pca: np.ndarray
 ) -> Figure:
-    """The first test image of each digit as it is, through the autoencoder and through PCA."""
+    """The first test image of each digit as it is, through the autoencoder and through PCA of the same size."""
     shown = [first_of(labels, digit) for digit in np.unique(labels)]
     rows = [
         ("original", pixels[shown], [f"digit {label}" for label in labels[shown]]),
         ("autoencoder", by_autoencoder[shown], _mse_captions(by_autoencoder[shown], pixels[shown])),
-        ("PCA", by_pca[shown], _mse_captions(by_pca[shown], pixels[shown])),
+        ("PCA of the\nsame size", by_pca[shown], _mse_captions(by_pca[shown], pixels[shown])),
     ]
-    return _image_grid(f"Reconstructions and their MSE\n{context}", rows)
+    return _image_grid(f"Reconstructions and their MSE per pixel\n{context}", rows)
 
 
 def worst(context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: np.ndarray) -> Figure:
@@ -49,7 +49,7 @@ def worst(context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: 
         ("original", pixels[shown], [f"digit {label}" for label in labels[shown]]),
         ("autoencoder", by_autoencoder[shown], _mse_captions(by_autoencoder[shown], pixels[shown])),
     ]
-    return _image_grid(f"The ten worst reconstructions and their MSE\n{context}", rows)
+    return _image_grid(f"The ten worst reconstructions and their MSE per pixel\n{context}", rows)
 
 
 def midpoints(
@@ -113,11 +113,10 @@ def latent_scatter(context: str, codes: np.ndarray, labels: np.ndarray) -> Figur
     size = float(np.clip(40_000 / len(labels), 5, 30))  # few points are drawn large enough to see
     for digit in range(10):
         x, y = points[labels == digit].T
-        ax.scatter(x, y, s=size, alpha=0.5, linewidths=0, color=DIGIT_COLORS[digit], label=str(digit))
-    for digit in np.unique(labels):
-        middle = np.median(points[labels == digit], axis=0)
+        ax.scatter(x, y, s=size, alpha=0.6, linewidths=0, color=DIGIT_COLORS[digit], label=str(digit))
+    for digit, (x, y) in label_places(points, labels).items():
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": DIGIT_COLORS[digit], "alpha": 0.85}
-        ax.annotate(str(digit), middle, ha="center", va="center", fontsize=11, fontweight="bold", bbox=box)
+        ax.annotate(str(digit), (x, y), ha="center", va="center", fontsize=11, fontweight="bold", bbox=box)
     ax.set_title(f"Codes of the test images\n{context}", fontsize=13)
     ax.set_xlabel(plane.axis_names[0], fontsize=11)
     if codes.shape[1] == 1:
@@ -133,6 +132,21 @@ def latent_scatter(context: str, codes: np.ndarray, labels: np.ndarray) -> Figur
             handle.set_alpha(1)
     ax.grid(alpha=0.25)
     return figure
+
+
+def label_places(points: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each label's name belongs among `points` [n, 2]: where it is densest, clear of the others' names."""
+    clearance = np.array([0.03, 0.045]) * np.ptp(points, axis=0)
+    places: dict[int, np.ndarray] = {}
+    for label in np.unique(labels):
+        counts, *edges = np.histogramdd(points[labels == label], bins=20)
+        for cell in np.argsort(-counts, axis=None, kind="stable"):
+            index = np.unravel_index(cell, counts.shape)
+            place = np.array([edge[i : i + 2].mean() for edge, i in zip(edges[0], index, strict=True)])
+            if all((np.abs(place - other) > clearance).any() for other in places.values()):
+                break
+        places[int(label)] = place
+    return places
 
 
 def decoded_manifold(context: str, codes: np.ndarray, decode: Decode, size: int) -> Figure:
@@ -157,7 +171,10 @@ def decoded_manifold(context: str, codes: np.ndarray, decode: Decode, size: int)
     ax = figure.subplots()
     extent = (low[0], high[0], low[-1], high[-1])
     ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
-    ax.set_title(f"What the decoder makes of each code (faded: no test code there)\n{context}", fontsize=13)
+    share = REGION_PERCENTILES[1] - REGION_PERCENTILES[0]
+    ax.set_title(
+        f"What the decoder makes of the middle {share} % of the codes (faded: no code there)\n{context}", fontsize=13
+    )
     ax.set_xlabel(plane.axis_names[0], fontsize=11)
     if len(edges) == 2:
         ax.set_ylabel(plane.axis_names[1], fontsize=11)

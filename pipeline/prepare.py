@@ -8,6 +8,7 @@ not an out: another ratio or seed downloads nothing, and temporary experiments s
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +52,13 @@ def split_train_valid(labelled: Split, train_ratio: float, seed: int) -> tuple[S
     on every machine and with every version of numpy.
 
     Raises:
-        PipelineError: one side would be empty.
+        PipelineError: fewer than 2 images would be left for training, or none for validation.
     """
-    n_train = int(train_ratio * len(labelled))
-    if not 0 < n_train < len(labelled):
+    n_train = math.floor(round(train_ratio * len(labelled), 6))  # 0.018 × 1500 is 26.999999999999996
+    if not 2 <= n_train < len(labelled):
         raise PipelineError(
-            f"data.train_ratio: {train_ratio} of {len(labelled):,} images leaves none for "
-            f"{'training' if n_train == 0 else 'validation'}"
+            f"data.train_ratio: {train_ratio} of {len(labelled):,} images leaves {n_train:,} for training and "
+            f"{len(labelled) - n_train:,} for validation; at least 2 and 1 are needed"
         )
     train, valid = train_test_split(np.arange(len(labelled)), train_size=n_train, random_state=seed)
     return Split(labelled.images[train], labelled.labels[train]), Split(labelled.images[valid], labelled.labels[valid])

@@ -2,12 +2,14 @@
 
     python -m pipeline.review [BASE] [HEAD] [--json] [--file-url TEMPLATE]
 
-BASE and HEAD are git revisions or names of DVC experiments. BASE is origin/main unless given, HEAD
-the tracked files of the working tree as they are now. Prints Markdown, or JSON. It needs dvc, not
-torch (requirements-review.txt), and neither DVC's cache nor the history between the two.
+BASE and HEAD are git revisions or names of DVC experiments. BASE is origin/main unless given; where it
+is a branch, the commit at which HEAD left it counts. HEAD is the working tree's tracked files unless
+given. Prints Markdown, or JSON. It needs dvc, not torch (requirements-review.txt), and neither DVC's
+cache nor the history between the two. It changes no file, branch or index; it may fetch the base.
 
-Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows; 2 misuse; 3 HEAD's dvc.lock does
-not belong to HEAD's files, so that its results are not those of its code.
+Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows, gone, or of another data set;
+2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's files, so that its
+results are not those of its code.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import io
 import json
 import logging
 import math
+import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -33,6 +37,9 @@ from pipeline.errors import PipelineError, run_command
 
 TOLERANCES_PATH = "tolerances.yaml"
 WORSE, LOCK_OUT_OF_DATE = 1, 3
+# What a reviewer should see first stands first.
+VERDICTS = ("worse", "gone", "not comparable", "better", "within tolerance", "new", "not judged")
+FAILING = VERDICTS[:3]
 
 
 class Tolerance(BaseModel):
@@ -63,7 +70,7 @@ class Change:
 
 @dataclass(frozen=True)
 class MetricChange(Change):
-    """verdict: better, worse, within tolerance, gone, new, not judged or not comparable."""
+    """A metric's change and its verdict, one of VERDICTS."""
 
     verdict: str
 
@@ -85,7 +92,7 @@ class Review:
     def exit_code(self) -> int:
         if self.lock:
             return LOCK_OUT_OF_DATE
-        return WORSE if any(metric.verdict in ("worse", "gone") for metric in self.metrics) else 0
+        return WORSE if any(metric.verdict in FAILING for metric in self.metrics) else 0
 
 
 def main() -> None:
@@ -101,11 +108,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
 
-    base = resolve(arguments.base)
+    os.chdir(git("rev-parse", "--show-toplevel").strip())
     head = resolve(arguments.head) if arguments.head else working_tree_commit()
+    base = branch_point(arguments.base, resolve(arguments.base), head)
     review = compare(base, head, is_working_tree=arguments.head is None)
     if arguments.json:
-        print(json.dumps(asdict(review) | {"exit_code": review.exit_code}, indent=2))
+        print(json.dumps(without_nan(asdict(review) | {"exit_code": review.exit_code}), indent=2))
     else:
         print(markdown(review, arguments.file_url))
     sys.exit(review.exit_code)
@@ -115,10 +123,15 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     """Review the commit `head` against the commit `base`, both full hashes."""
     if show(head, "dvc.yaml") is None:
         raise PipelineError(f"{head[:10]} has no dvc.yaml: there is nothing to review")
-    with Repo(git("rev-parse", "--show-toplevel").strip()) as repo:
-        params = changes(repo.params.diff(a_rev=base, b_rev=head))
-        metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head))
+    base_lock = show(base, "dvc.lock") or b""
     notes = []
+    if not is_lock(base_lock):
+        notes.append("The base's dvc.lock cannot be read: everything counts as new.")
+        base_lock = b""
+    with Repo() as repo:
+        params = changes(repo.params.diff(a_rev=base, b_rev=head), strict=not notes)
+        metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head), strict=not notes)
+    metrics = judge(metric_changes, load_tolerances(head))
     if show(base, "dvc.yaml") is None:
         notes.append("The base has no pipeline: everything is new.")
     if show(base, TOLERANCES_PATH) not in (None, show(head, TOLERANCES_PATH)):
@@ -133,16 +146,22 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
             archive.extractall(files, filter="data")
         lock = out_of_date(files)
         # With the base's dvc.lock DVC tells what this change made stale.
-        (files / "dvc.lock").unlink(missing_ok=True)
-        if (base_lock := show(base, "dvc.lock")) is not None:
-            (files / "dvc.lock").write_bytes(base_lock)
+        (files / "dvc.lock").write_bytes(base_lock or b"schema: '2.0'\nstages: {}\n")
         stages = with_descendants(files, out_of_date(files, with_outs=False))
-        figures = [path for path in declared_figures(files) if blob(base, path) != blob(head, path)]
-    return Review(base, head, params, judge(metric_changes, load_tolerances(head)), stages, lock, figures, notes)
+    declared = declared_figures(base) | declared_figures(head)
+    figures = sorted(path for path in declared if blob(base, path) != blob(head, path))
+    return Review(base, head, params, metrics, stages, lock, figures, notes)
 
 
-def changes(diff: dict[str, Any]) -> list[Change]:
-    """DVC's {'diff': {file: {name: {'old', 'new'}}}} as a list sorted by name; equal values are left out."""
+def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
+    """DVC's {'diff': {file: {name: {'old', 'new'}}}} as a list sorted by name; equal values are left out.
+
+    Raises:
+        PipelineError: strict, and a side cannot be read; a file that one side does not have is no error.
+    """
+    for error in errors_in(diff.get("errors", {})) if strict else []:
+        if not isinstance(error, FileNotFoundError):
+            raise PipelineError(f"DVC cannot read one side: {type(error).__name__}: {' '.join(str(error).split())}")
     return sorted(
         (
             Change(name, values.get("old"), values.get("new"))
@@ -154,8 +173,15 @@ def changes(diff: dict[str, Any]) -> list[Change]:
     )
 
 
+def errors_in(values: Any) -> list[Exception]:
+    """All exceptions in the nested dictionaries in which DVC returns them."""
+    if isinstance(values, dict):
+        return [error for value in values.values() for error in errors_in(value)]
+    return [values] if isinstance(values, Exception) else []
+
+
 def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[MetricChange]:
-    """Each metric's verdict by the first pattern that fits its name; none without a pattern."""
+    """Each metric's verdict by the first pattern that fits its name, in the order of VERDICTS."""
     other_data = any(metric.name == "dataset" and None not in (metric.old, metric.new) for metric in metrics)
 
     def verdict(metric: Change) -> str:
@@ -170,7 +196,8 @@ def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[Metri
             return "gone"
         return tolerance.verdict(metric.old, metric.new)
 
-    return [MetricChange(metric.name, metric.old, metric.new, verdict(metric)) for metric in metrics]
+    judged = [MetricChange(metric.name, metric.old, metric.new, verdict(metric)) for metric in metrics]
+    return sorted(judged, key=lambda metric: (VERDICTS.index(metric.verdict), metric.name))
 
 
 def is_number(value: Any) -> bool:
@@ -202,16 +229,19 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
     --allow-missing` is no help here: it stops at the first stale stage whose data is missing.)
     """
     (files / ".dvc").mkdir(exist_ok=True)
-    (files / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    # Its own cache folder for the site, or every review would leave one more in the user's.
+    (files / ".dvc/config.local").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {files / '.dvc/site'}\n")
     try:
         with Repo(files) as repo:
             cached = {out.def_path for out in repo.index.outs if out.use_cache}
             status = repo.status()
+            locked = locked_paths(files / "dvc.lock")
     except DvcException as error:
-        raise PipelineError(f"DVC cannot read the pipeline: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace(os.path.relpath(files) + "/", "")
+        raise PipelineError(f"DVC cannot read the pipeline of the reviewed commit: {reason}") from None
     reasons: dict[str, list[str]] = {}
     for address, entries in status.items():
-        stage = address.rpartition(":")[2]
+        stage = stage_name(address)
         for entry in entries:
             if isinstance(entry, str):  # "changed command", "always changed"
                 reasons.setdefault(stage, []).append(entry)
@@ -222,6 +252,8 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
             for path, state in paths.items():
                 if isinstance(state, dict):  # of params.yaml: {section: state}
                     reasons.setdefault(stage, []).extend(changed_values(files, stage, path, list(state)))
+                elif path not in locked.get(stage, set()) and not stage.endswith(".dvc"):
+                    reasons.setdefault(stage, []).append(f"`{path}` is not in dvc.lock")
                 elif path not in cached:
                     reasons.setdefault(stage, []).append(f"`{path}` {state}")
     for stage, path in contradictions(files / "dvc.lock"):
@@ -241,16 +273,36 @@ def changed_values(files: Path, stage: str, params_file: str, sections: list[str
             )
         return found
 
-    lock = yaml.safe_load((files / "dvc.lock").read_text()) if (files / "dvc.lock").is_file() else {"stages": {}}
-    old = flat(lock["stages"].get(stage, {}).get("params", {}).get(params_file, {}))
+    old = flat(locked_stages(files / "dvc.lock").get(stage, {}).get("params", {}).get(params_file, {}))
     new = flat(yaml.safe_load((files / params_file).read_text()) or {})
     names = [name for name in new | old if old.get(name) != new.get(name)]
     return [f"`{name}` {text(old.get(name))} → {text(new.get(name))}" for name in names]
 
 
+def is_lock(content: bytes) -> bool:
+    """Whether this can be read as a dvc.lock; an empty one, for none, can."""
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return False
+    return values is None or isinstance(values.get("stages", {}), dict)
+
+
+def locked_stages(lock: Path) -> dict[str, Any]:
+    return (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
+
+
+def locked_paths(lock: Path) -> dict[str, set[str]]:
+    """For each stage the dependencies and outs that dvc.lock has a hash for."""
+    return {
+        name: {item["path"] for kind in ("deps", "outs") for item in stage.get(kind, [])}
+        for name, stage in locked_stages(lock).items()
+    }
+
+
 def contradictions(lock: Path) -> list[tuple[str, str]]:
     """(stage, path) of every dependency whose hash differs from that of the out of the same path."""
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    stages = locked_stages(lock)
     made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     return [
         (name, dep["path"])
@@ -264,7 +316,8 @@ def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list
     """The stale stages and those after them, in the pipeline's order."""
     with Repo(files) as repo:
         before = {
-            stage.name: {upstream.name for upstream in repo.index.graph.successors(stage)} for stage in repo.index.graph
+            stage_name(stage.addressing): {stage_name(up.addressing) for up in repo.index.graph.successors(stage)}
+            for stage in repo.index.graph
         }
     result: dict[str, list[str]] = {}
     waiting = list(before)
@@ -278,17 +331,33 @@ def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list
     return result
 
 
-def declared_figures(files: Path) -> list[str]:
-    """The PNG files among the stages' plots."""
-    with Repo(files) as repo:
-        return sorted(out.def_path for out in repo.index.outs if out.plot and out.def_path.endswith(".png"))
+def stage_name(address: str) -> str:
+    """`train` of `dvc.yaml:train`; the whole of `raw.csv.dvc`."""
+    return address.rpartition(":")[2]
+
+
+def declared_figures(commit: str) -> set[str]:
+    """The PNG files among the plots of a commit's stages."""
+    stages = (yaml.safe_load(show(commit, "dvc.yaml") or b"") or {}).get("stages", {})
+    plots = [plot for stage in stages.values() for plot in stage.get("plots", [])]
+    paths = {plot if isinstance(plot, str) else next(iter(plot)) for plot in plots}
+    return {path for path in paths if path.endswith(".png")}
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(review: Review, file_url: str | None) -> str:
     """The review for a job summary or a comment."""
     verdict = {
         0: "✅ Nothing speaks against it.",
-        WORSE: "❌ A metric is worse than tolerated.",
+        WORSE: "❌ A metric is worse than tolerated, gone, or of another data set.",
         LOCK_OUT_OF_DATE: "❌ The results are not those of this code: run `dvc repro`, commit dvc.lock and reports/.",
     }[review.exit_code]
     parts = [f"## Review of `{review.head[:10]}` against `{review.base[:10]}`", verdict, *review.notes]
@@ -347,7 +416,8 @@ def text(value: Any) -> str:
 def difference(old: Any, new: Any) -> tuple[str, str]:
     if not (is_number(old) and is_number(new)):
         return "", ""
-    return f"{new - old:+.3g}", f"{100 * (new - old) / abs(old):+.1f}" if old else ""
+    absolute = f"{new - old:+d}" if isinstance(new - old, int) else f"{new - old:+.3g}"
+    return absolute, f"{100 * (new - old) / abs(old):+.1f}" if old else ""
 
 
 def picture(commit: str, path: str, file_url: str) -> str:
@@ -370,14 +440,30 @@ def resolve(name: str) -> str:
         remote, branch = "origin", name
     # In a full clone a depth would cut the history off.
     depth = ["--depth=1"] if git("rev-parse", "--is-shallow-repository").strip() == "true" else []
-    fetch = ["fetch", *depth, remote, f"+refs/heads/{branch}:refs/remotes/{remote}/{branch}"]
+    if re.search(r"[~^]", name):
+        fetch = ["fetch", "--deepen=10", remote]
+    elif re.fullmatch("[0-9a-f]{40}", name):
+        fetch = ["fetch", *depth, remote, name]
+    else:
+        fetch = ["fetch", *depth, remote, f"+refs/heads/{branch}:refs/remotes/{remote}/{branch}"]
     if remote in remotes:
-        for refspec in (fetch[-1], branch):  # a branch, else a commit's hash or a tag
-            subprocess.run(["git", *fetch[:-1], "--quiet", refspec], capture_output=True)
-            found = find_commit(f"{remote}/{branch}") or find_commit(name)
-            if found is not None:
-                return found
+        subprocess.run(["git", *fetch, "--quiet"], capture_output=True)
+        if (commit := find_commit(f"{remote}/{branch}") or find_commit(name)) is not None:
+            return commit
     raise PipelineError(f"unknown revision {name!r}; if it is on a remote, fetch it: git {' '.join(fetch)}")
+
+
+def branch_point(name: str, base: str, head: str) -> str:
+    """Where `head` left the branch `name`, so that what the branch did since then is not held against it.
+
+    The base itself where it is no branch (two commits, two experiments), or where the history is too
+    short to tell, as in a shallow clone.
+    """
+    ref = subprocess.run(["git", "rev-parse", "--symbolic-full-name", name], capture_output=True, text=True).stdout
+    if not ref.startswith(("refs/heads/", "refs/remotes/")):
+        return base
+    found = subprocess.run(["git", "merge-base", base, head], capture_output=True, text=True)
+    return found.stdout.strip() or base
 
 
 def find_commit(name: str) -> str | None:

@@ -45,10 +45,9 @@ def training_run(params: "Params", device: str) -> Iterator["RunWriter"]:
     try:
         yield run
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        run.attempt(lambda: run.client.set_terminated(run.run_id, status))
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    run.attempt(lambda: run.client.set_terminated(run.run_id, "FINISHED"))
+    run.end("FINISHED")
 
 
 def log_evaluation(params: "Params", model: "AutoEncoder") -> None:
@@ -76,9 +75,9 @@ class RunWriter:
     """Writes to one row. The `log_…` methods never raise: the first failure is told, the rest is skipped."""
 
     client: "MlflowClient"
-    run_id: str
 
     def __init__(self) -> None:
+        self.run_id = ""
         self._failed = False
 
     def attempt(self, write: Callable[[], object]) -> None:
@@ -88,9 +87,22 @@ class RunWriter:
         try:
             write()
         except Exception as error:  # whatever the store does, the stage goes on
-            self._failed = True
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._failed:
             reason = " ".join(str(error).split())[:300]
             print(f"warning: MLflow gets nothing more of this run: {type(error).__name__}: {reason}", file=sys.stderr)
+        self._failed = True
+
+    def end(self, status: str) -> None:
+        """Set the row's status; FAILED if something of it could not be written, for it is not complete then."""
+        if not self.run_id:
+            return
+        try:
+            self.client.set_terminated(self.run_id, "FAILED" if self._failed else status)
+        except Exception as error:
+            self._warn(error)
 
     def log_epoch(self, record: dict[str, float], **timings: float) -> None:
         """One epoch: the history's columns, and timings, which only MLflow keeps."""

@@ -16,8 +16,8 @@ import yaml
 
 from tests.helpers import PROJECT, copy_project, environment, git
 
-WORKFLOW = PROJECT / ".github/workflows/ci.yml"
-JOBS = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+WORKFLOWS = sorted((PROJECT / ".github/workflows").glob("*.yml"))
+JOBS = {name: job for path in WORKFLOWS for name, job in yaml.safe_load(path.read_text())["jobs"].items()}
 MARKER = "<!-- pipeline-review -->"
 
 
@@ -150,27 +150,26 @@ def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["github-workflows", "gitlab-ci"])
 def test_the_yaml_fits_the_published_schema(tmp_path: Path, schema: str) -> None:
-    """GitHub's workflow and the documented GitLab snippet are valid."""
-    path = WORKFLOW if schema == "github-workflows" else tmp_path / ".gitlab-ci.yml"
-    if schema == "gitlab-ci":
-        path.write_text(gitlab_snippet())
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(path)]
+    """GitHub's workflows and the documented GitLab snippet are valid."""
+    (tmp_path / ".gitlab-ci.yml").write_text(gitlab_snippet())
+    paths = WORKFLOWS if schema == "github-workflows" else [tmp_path / ".gitlab-ci.yml"]
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def test_actions_are_pinned_by_commit() -> None:
     """Every action is a full commit hash with its version beside it."""
-    uses = re.findall(r"uses: (.*)", WORKFLOW.read_text())
+    uses = [action for path in WORKFLOWS for action in re.findall(r"uses: (.*)", path.read_text())]
     assert len(uses) > 8
     assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", action) for action in uses)
 
 
 def test_a_token_that_can_write_meets_no_code_of_the_pull_request() -> None:
     """Only `comment` may write; it checks the base out, and does not run for forks."""
-    workflow = yaml.safe_load(WORKFLOW.read_text())
-    assert workflow["permissions"] == {"contents": "read"}
-    assert "pull_request_target" not in WORKFLOW.read_text()
+    for path in WORKFLOWS:
+        assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
+        assert "pull_request_target" not in path.read_text()
     assert [name for name, job in JOBS.items() if "permissions" in job] == ["comment"]
     job = JOBS["comment"]
     assert job["permissions"] == {"contents": "read", "pull-requests": "write"}

@@ -135,6 +135,20 @@ def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> N
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
 
 
+def test_a_clouds_name_stands_where_it_is_densest() -> None:
+    """Of two clusters of one digit the larger is named, not the empty middle between them."""
+    few, many = GENERATOR.normal([0, 0], 0.1, (30, 2)), GENERATOR.normal([5, 5], 0.1, (90, 2))
+    places = figures.label_places(np.vstack([few, many]), np.full(120, 7))
+    np.testing.assert_allclose(places[7], [5, 5], atol=0.5)
+
+
+def test_names_of_clouds_do_not_overlap() -> None:
+    """Ten digits on one spot have their names beside each other."""
+    places = list(figures.label_places(GENERATOR.normal(size=(2000, 2)), np.arange(2000) % 10).values())
+    for index, place in enumerate(places):
+        assert all((np.abs(place - other) > 0.1).any() for other in places[:index])
+
+
 def test_the_codes_of_a_line_project_onto_themselves() -> None:
     """Up to two dimensions codes are drawn as they are; above, the main plane leads back to codes."""
     for k in (1, 2):

@@ -12,7 +12,7 @@ from pipeline.params import Params
 from tests.helpers import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/your-own-project.md", "docs/review.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/your-own-project.md", "docs/review.md"]
 
 
 def blocks(language: str) -> list[str]:

@@ -143,7 +143,25 @@ def test_a_worse_result_fails(scratch: Path, reviewed: Reviewer) -> None:
     assert code == 1
     assert "| test.mse | 0.1 | 0.2 | +0.1 | +100.0 | worse |" in text
     assert "| test.psnr_db | 14 | 12 | -2 | -14.3 | worse |" in text
-    assert "❌ A metric is worse than tolerated." in text
+    assert "❌ A metric is worse than tolerated, gone, or of another data set." in text
+
+
+@pytest.mark.parametrize(
+    ("better", "new", "verdict"),
+    [
+        ("lower", 0.84, "better"),
+        ("lower", 0.98, "within tolerance"),
+        ("lower", 1.00, "within tolerance"),
+        ("lower", 1.14, "within tolerance"),
+        ("lower", 1.16, "worse"),
+        ("higher", 1.16, "better"),
+        ("higher", 0.84, "worse"),
+    ],
+)
+def test_a_verdict_is_absolute_plus_relative(better: str, new: float, verdict: str) -> None:
+    """From 1.0 with 0.05 absolute and 10 % relative, 0.15 either way is neither better nor worse."""
+    tolerance = review.Tolerance.model_validate({"better": better, "absolute": 0.05, "relative": 0.1})
+    assert tolerance.verdict(1.0, new) == verdict
 
 
 def test_a_little_worse_is_tolerated(scratch: Path, reviewed: Reviewer) -> None:
@@ -160,17 +178,19 @@ def test_a_metric_that_vanishes_fails(scratch: Path, reviewed: Reviewer) -> None
     """Leaving a judged metric out does not open the gate; one that becomes NaN does not either."""
     change(scratch, "measure.py", '"mse": factor * 0.4 / width', '"mse": float("nan")')
     assert reviewed("HEAD~1", "HEAD")[0] == 1
+    values = json.loads(reviewed("HEAD~1", "HEAD", "--json")[1], parse_constant=pytest.fail)
+    assert values["metrics"][0] == {"name": "test.mse", "old": 0.1, "new": None, "verdict": "gone"}
     change(scratch, "measure.py", '"mse": float("nan"), ', "")
     code, text = reviewed("HEAD~2", "HEAD")
     assert code == 1
     assert "| test.mse | 0.1 | — |  |  | gone |" in text
 
 
-def test_other_data_is_not_compared(scratch: Path, reviewed: Reviewer) -> None:
-    """Where the data set changed, metrics are shown and not judged."""
+def test_other_data_does_not_pass(scratch: Path, reviewed: Reviewer) -> None:
+    """Where the data set changed, metrics cannot be compared, and the gate stays shut."""
     change(scratch, "measure.py", '"mnist", "test": {"mse": factor', '"digits", "test": {"mse": 9')
     code, text = reviewed("HEAD~1", "HEAD")
-    assert code == 0
+    assert code == 1
     assert "| not comparable |" in text
 
 
@@ -181,6 +201,14 @@ def test_other_data_is_not_compared(scratch: Path, reviewed: Reviewer) -> None:
         ("measure.py", "factor = 1.0", "factor = 0.9", "**measure**: `measure.py` modified"),
         ("metrics.json", "0.1", "0.01", "**measure**: `metrics.json` modified"),
         ("dvc.yaml", "python make.py", "python -B make.py", "**make**: changed command"),
+        ("dvc.yaml", "outs: [model.bin]", "outs: [model.bin, other.bin]", "**make**: `other.bin` is not in dvc.lock"),
+        ("dvc.yaml", "deps: [make.py]", "deps: [make.py, measure.py]", "**make**: `measure.py` is not in dvc.lock"),
+        (
+            "dvc.yaml",
+            "plots:\n",
+            "outs: [cached.bin]\n    plots:\n",
+            "**measure**: `cached.bin` is not in dvc.lock",
+        ),
     ],
 )
 def test_results_that_are_not_of_this_code_fail(
@@ -191,6 +219,107 @@ def test_results_that_are_not_of_this_code_fail(
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
     assert f"It does not belong to the files that are committed with it:\n\n- {reason}" in text
+
+
+def test_a_cached_out_as_a_new_dependency_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
+    """That data is absent excuses only what dvc.lock has recorded for this very stage."""
+    stage = "  third:\n    cmd: python measure.py\n    deps: [measure.py]\n    outs: [third.bin]\n"
+    (scratch / "third.bin").write_text("")
+    (scratch / "dvc.yaml").write_text(DVC_YAML + stage.replace("measure.py\n", '-c \'open("third.bin", "w")\'\n', 1))
+    run(scratch, "dvc", "repro")
+    commit(scratch, "a third stage")
+    assert reviewed("HEAD~1", "HEAD")[0] == 0
+    change(scratch, "dvc.yaml", "deps: [measure.py]\n", "deps: [measure.py, model.bin]\n", repro=False)
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 3
+    assert "- **third**: `model.bin` is not in dvc.lock" in text
+
+
+def test_a_base_that_cannot_be_read(scratch: Path, reviewed: Reviewer) -> None:
+    """A damaged metrics file in the base does not make every metric new and open the gate."""
+    metrics = (scratch / "metrics.json").read_text()
+    (scratch / "metrics.json").write_text("{")
+    commit(scratch, "damaged")
+    (scratch / "metrics.json").write_text(metrics)
+    commit(scratch, "repaired")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 2
+    assert "DVC cannot read one side" in text
+
+
+def test_a_base_with_a_conflicted_lock_can_be_repaired(scratch: Path, reviewed: Reviewer) -> None:
+    """The commit that repairs dvc.lock passes, with a note."""
+    lock = (scratch / "dvc.lock").read_text()
+    (scratch / "dvc.lock").write_text("<<<<<<< HEAD\n" + lock)
+    commit(scratch, "conflict")
+    (scratch / "dvc.lock").write_text(lock)
+    commit(scratch, "repaired")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 0
+    assert "The base's dvc.lock cannot be read" in text
+    code, text = reviewed("HEAD", "HEAD~1")
+    assert code == 2
+    assert "of the reviewed commit" in text
+    assert "review-" not in text
+
+
+def test_files_that_dvc_add_tracks(scratch: Path, reviewed: Reviewer) -> None:
+    """A `.dvc` file beside the stages is no trouble."""
+    (scratch / "raw.txt").write_text("raw")
+    run(scratch, "dvc", "add", "-q", "raw.txt")
+    change(scratch, "dvc.yaml", "deps: [make.py]", "deps: [make.py, raw.txt]")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 0
+    assert "- **make**: `raw.txt` is not in dvc.lock" in text
+
+
+def test_what_the_base_branch_did_since_is_not_held_against_the_change(scratch: Path, reviewed: Reviewer) -> None:
+    """Against a branch the comparison starts where HEAD left it; against a commit, at that commit."""
+    git(scratch, "checkout", "-q", "-b", "change")
+    (scratch / "README.md").write_text("other words\n")
+    commit(scratch, "words")
+    git(scratch, "checkout", "-q", "main")
+    change(scratch, "params.yaml", "width: 4", "width: 8")
+    git(scratch, "checkout", "-q", "change")
+    code, text = reviewed("main")
+    assert code == 0
+    assert "No parameter changed." in text
+    assert reviewed(git(scratch, "rev-parse", "main").strip())[0] == 1
+
+
+def test_a_removed_figure_has_changed(scratch: Path, reviewed: Reviewer) -> None:
+    """A figure that only the base declares is among those that changed."""
+    (scratch / "figure.png").unlink()
+    text = (scratch / "measure.py").read_text().replace('pathlib.Path("figure.png")', "# ")
+    (scratch / "measure.py").write_text(text)
+    change(scratch, "dvc.yaml", "    plots:\n      - figure.png: {cache: false}\n", "")
+    _, shown = reviewed("HEAD~1", "HEAD", "--file-url", "https://host.example/{commit}/{path}")
+    assert "| figure | ![figure](https://host.example/" in shown
+    assert "figure.png) | — |" in shown
+
+
+def test_from_a_subfolder(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole repository is reviewed, wherever the command is typed."""
+    here = reviewed("bare", "HEAD")
+    (scratch / "folder").mkdir()
+    monkeypatch.chdir(scratch / "folder")
+    assert reviewed("bare", "HEAD") == here
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("HEAD~9", "git fetch --deepen=10 origin"),
+        ("ab" * 20, f"git fetch origin {'ab' * 20}"),
+        ("origin/topic", "git fetch origin +refs/heads/topic:refs/remotes/origin/topic"),
+        ("topic", "git fetch origin +refs/heads/topic:refs/remotes/origin/topic"),
+    ],
+)
+def test_an_unknown_revision_comes_with_the_command_that_fetches_it(
+    scratch: Path, reviewed: Reviewer, name: str, command: str
+) -> None:
+    """What can bring an ancestor, a commit and a branch differs."""
+    assert reviewed(name, "HEAD") == (2, f"unknown revision {name!r}; if it is on a remote, fetch it: {command}")
 
 
 def test_a_deleted_metric_file_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
@@ -349,11 +478,6 @@ def test_changed_tolerances_are_pointed_out(scratch: Path, reviewed: Reviewer) -
 
 def test_misuse(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown revision, a head without a pipeline and a folder without git are exit code 2, in one line."""
-    assert reviewed("nowhere", "HEAD") == (
-        2,
-        "unknown revision 'nowhere'; if it is on a remote, fetch it: "
-        "git fetch origin +refs/heads/nowhere:refs/remotes/origin/nowhere",
-    )
     code, text = reviewed("HEAD", "bare")
     assert code == 2
     assert "has no dvc.yaml" in text

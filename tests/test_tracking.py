@@ -140,6 +140,26 @@ def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) ->
     assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id)
 
 
+def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> None:
+    """Training again to bytes that were evaluated earlier: evaluate runs rather than come from DVC's cache."""
+    files = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock", "pipeline/training.py")}
+    reports = {path: path.read_bytes() for path in (project / "reports").rglob("*") if path.is_file()}
+    try:
+        write_params(small_params(train__seed=1), project)
+        run(project, "dvc", "repro")
+        write_params(PARAMS, project)
+        comment = files["pipeline/training.py"] + "# another comment that changes no byte\n"
+        (project / "pipeline/training.py").write_text(comment)
+        run(project, "dvc", "repro")
+        assert all("test/mse" in row.data.metrics for row in rows(project))
+    finally:
+        for name, text in files.items():
+            (project / name).write_text(text)
+        for path, content in reports.items():
+            path.write_bytes(content)
+    run(project, "dvc", "checkout")
+
+
 # From here on without DVC: a folder with the files that the functions mirror.
 
 
@@ -224,6 +244,21 @@ def test_a_store_that_cannot_be_reached_costs_a_warning(
         run_.log_training_outputs(PARAMS, model())
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("warning: MLflow gets nothing more of this run:")
+
+
+def test_a_store_that_fails_once_leaves_no_row_running(
+    trained: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row that is not complete ends as FAILED; its evaluation has a complete one made from the files."""
+    with tracking.training_run(PARAMS, "cpu") as run_:
+        with monkeypatch.context() as broken:
+            broken.setattr(run_.client, "log_batch", lambda *_: 1 / 0)
+            run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS, model())
+    assert [row.info.status for row in stored(store)] == ["FAILED"]
+    assert capsys.readouterr().err.count("warning:") == 1
+    tracking.log_evaluation(PARAMS, model())
+    assert sorted(row.info.status for row in stored(store)) == ["FAILED", "FINISHED"]
 
 
 def test_flatten_keeps_numbers_only() -> None:

@@ -93,6 +93,16 @@ def test_the_link_shows_runs_that_compare(page_and_link: tuple[Page, str]) -> No
     assert re.search(rf"\b{test_mse_in_a_row}\b", shown)
 
 
+def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
+    """Without its tracking server the command says so in one line."""
+    (tmp_path / ".dvc").mkdir()
+    address = f"http://127.0.0.1:{free_port()}"
+    done = run(tmp_path, "pipeline.ui", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the MLflow store cannot be opened:")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """The message says which port to try instead."""
     (tmp_path / ".dvc").mkdir()
