@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +21,12 @@ from pipeline.errors import PipelineError
 from pipeline.repository import main_root
 
 DEFAULT_EXPERIMENT = "mnist-autoencoder"
+# Where MLflow's tables hold absolute addresses of artifacts.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
 
 
 def tracking_uri(root: Path) -> str:
@@ -47,6 +55,7 @@ def open_store() -> tuple[MlflowClient, str]:
     location = None if urlsplit(uri).scheme in ("http", "https") else (root / "mlartifacts").as_uri()
     try:
         with FileLock(root / ".mlflow.lock"):
+            follow_a_moved_repository(uri, root)
             mlflow.set_tracking_uri(uri)
             client = MlflowClient()
             experiment = client.get_experiment_by_name(name)
@@ -55,4 +64,40 @@ def open_store() -> tuple[MlflowClient, str]:
             return client, client.create_experiment(name, artifact_location=location)
     except MlflowException as error:
         reason = " ".join(str(error).split())[:300]
+        if "out-of-date database schema" in reason:
+            raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None
+
+
+def upgrade_command(uri: str) -> str:
+    """The shell command that brings a store to this MLflow's schema, of a sqlite file after a copy."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        return 'mlflow db upgrade "$MLFLOW_TRACKING_URI" (after a backup)'
+    return f"cp '{path}' '{path}.backup' && mlflow db upgrade '{uri}'"
+
+
+def follow_a_moved_repository(uri: str, root: Path) -> None:
+    """Lead a sqlite store inside the repository to its artifacts after the folder was moved or copied.
+
+    MLflow keeps absolute addresses. Those that end in this project's `mlartifacts` while the store
+    lies under another root are rewritten; called with the store's lock held.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not (uri.startswith("sqlite:///") and path.is_relative_to(root) and path.is_file()):
+        return
+    new = (root / "mlartifacts").as_uri()
+    with closing(sqlite3.connect(path)) as database, database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (old,) in locations:
+            if old is None or old == new or not old.endswith("/mlartifacts") or not old.startswith("file://"):
+                continue
+            for table, column in ADDRESSES:
+                # Table and column are this module's own constants; the addresses are bound.
+                database.execute(
+                    f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "  # noqa: S608
+                    f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
+                    {"new": new, "old": old},
+                )

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-from pipeline import dvcfiles, provenance
+from pipeline import dvcfiles, processes, provenance
 from pipeline.store import open_store
 
 if TYPE_CHECKING:
@@ -39,11 +39,16 @@ METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
 
 @contextmanager
 def training_run(params: "Params", device: str) -> Iterator["RunWriter"]:
-    """A new row, RUNNING inside the block; FINISHED after it, FAILED or KILLED if it is left by an error."""
+    """A new row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
+
+    Rows of this host whose process was killed without a word are set to KILLED first.
+    """
     run = RunWriter()
-    run.attempt(lambda: run.create(params, {"device": device}))
+    run.attempt(lambda: run.create(params, {"device": device} | processes.identity()))
+    run.attempt(run.close_rows_of_dead_processes)
     try:
-        yield run
+        with processes.sigterm_as_exit():
+            yield run
     except BaseException as error:
         run.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
@@ -132,6 +137,15 @@ class RunWriter:
         self.run_id = self.client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
         self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.flat().items()])
         self.write_inputs("train", params)
+
+    def close_rows_of_dead_processes(self) -> None:
+        """KILLED, at the time of the last metric, for every RUNNING row of this host whose process is gone."""
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        for row in self.client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+            if processes.is_gone(row.data.tags):
+                epochs = self.client.get_metric_history(row.info.run_id, "train/mse")
+                last_heard = max((point.timestamp for point in epochs), default=row.info.start_time)
+                self.client.set_terminated(row.info.run_id, "KILLED", last_heard)
 
     def find(self, wanted: str) -> bool:
         """Take up the newest row with this fingerprint; False if the store has none."""

@@ -1,11 +1,13 @@
 """Where the store is, and first use by several processes."""
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import PipelineError
 from pipeline.store import DEFAULT_EXPERIMENT, open_store, tracking_uri
 from tests.helpers import PROJECT, environment
 
@@ -57,3 +59,54 @@ def test_eight_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
     results = [process.communicate(timeout=300)[0].decode().strip() for process in started]
     assert [process.returncode for process in started] == [0] * 8
     assert len(set(results)) == 1
+
+
+def make_store(root: Path) -> str:
+    """A repository's own store with one run and one artifact; returns the run's id."""
+    (root / ".dvc").mkdir(parents=True)
+    code = (
+        "from pipeline.store import open_store\n"
+        "client, experiment = open_store()\n"
+        "run = client.create_run(experiment)\n"
+        "client.log_text(run.info.run_id, 'kept', 'note.txt')\n"
+        "print(run.info.run_id)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=environment(PYTHONPATH=str(PROJECT)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_moved_repository_keeps_its_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the folder is renamed old runs show their artifacts, and new ones go to the new place."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_id = make_store(tmp_path / "old place")
+    (tmp_path / "old place").rename(tmp_path / "new place")
+    monkeypatch.chdir(tmp_path / "new place")
+    client, experiment_id = open_store()
+    assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt"]
+    new = client.create_run(experiment_id)
+    assert new.info.artifact_uri.startswith((tmp_path / "new place/mlartifacts").as_uri())
+    client.log_text(new.info.run_id, "new", "note.txt")
+    assert not (tmp_path / "old place").exists()
+
+
+def test_a_store_of_an_older_mlflow_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to it, and the message has the command that upgrades it after a copy."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_store(tmp_path / "repository")
+    monkeypatch.chdir(tmp_path / "repository")
+    path = tmp_path / "repository/mlflow.db"
+    # MLflow tells a store's age by this number alone; an early release's stands for all.
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'acf3f17fdcc7'")
+    before = path.read_bytes()
+    with pytest.raises(PipelineError, match="an older MLflow made the store; upgrade it: cp ") as error:
+        open_store()
+    assert path.read_bytes() == before
+    assert f"mlflow db upgrade 'sqlite:///{path}'" in str(error.value)
