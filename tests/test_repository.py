@@ -16,9 +16,10 @@ def test_the_root_is_found_from_a_subfolder(tmp_path: Path) -> None:
     assert main_root(tmp_path / "re po") == tmp_path / "re po"
 
 
-def test_a_temporary_experiment_belongs_to_the_main_repository(tmp_path: Path) -> None:
-    """In DVC's temporary copy, which has a `.dvc` of its own, the root is the main repository's."""
-    copy = tmp_path / ".dvc/tmp/exps/tmpabc"
+@pytest.mark.parametrize("place", ["tmpabc", "standalone/tmpabc"])
+def test_a_temporary_experiment_belongs_to_the_main_repository(tmp_path: Path, place: str) -> None:
+    """In the copies of `--queue` and `--temp`, which have a `.dvc` of their own, the root is the main repository's."""
+    copy = tmp_path / ".dvc/tmp/exps" / place
     (copy / ".dvc").mkdir(parents=True)
     (copy / "sub").mkdir()
     assert main_root(copy) == tmp_path

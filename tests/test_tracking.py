@@ -140,6 +140,7 @@ def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) ->
     assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id)
 
 
+@pytest.mark.slow
 def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> None:
     """Training again to bytes that were evaluated earlier: evaluate runs rather than come from DVC's cache."""
     files = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock", "pipeline/training.py")}
