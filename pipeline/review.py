@@ -9,7 +9,7 @@ cache nor the history between the two. It changes no file, branch or index; it m
 
 Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows, gone, or of another data set;
 2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's files, so that its
-results are not those of its code.
+results are not those of its code; 70 a bug of this command.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import PipelineError, run_command
 
 TOLERANCES_PATH = "tolerances.yaml"
-WORSE, LOCK_OUT_OF_DATE = 1, 3
+WORSE, LOCK_OUT_OF_DATE, BUG = 1, 3, 70
 # What a reviewer should see first stands first.
 VERDICTS = ("worse", "gone", "not comparable", "better", "within tolerance", "new", "not judged")
 FAILING = VERDICTS[:3]
@@ -285,7 +286,7 @@ def is_lock(content: bytes) -> bool:
         values = yaml.safe_load(content)
     except yaml.YAMLError:
         return False
-    return values is None or isinstance(values.get("stages", {}), dict)
+    return values is None or (isinstance(values, dict) and isinstance(values.get("stages", {}), dict))
 
 
 def locked_stages(lock: Path) -> dict[str, Any]:
@@ -514,4 +515,9 @@ def git_bytes(*arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    try:
+        run_command(main)
+    except Exception:
+        # Python's own exit code for a bug is 1, which says here that a metric is worse.
+        traceback.print_exc()
+        sys.exit(BUG)

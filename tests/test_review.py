@@ -502,6 +502,21 @@ def test_it_needs_neither_torch_nor_mlflow(scratch: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_bug_is_not_taken_for_a_worse_metric(scratch: Path) -> None:
+    """An unforeseen error shows its traceback and has an exit code of its own."""
+    code = (
+        "import dvc.repo, runpy, sys\n"
+        "dvc.repo.Repo.__enter__ = lambda self: 1 / 0\n"
+        "sys.argv = ['review', 'HEAD', 'HEAD']\n"
+        "runpy.run_module('pipeline.review', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True
+    )
+    assert done.returncode == 70
+    assert "ZeroDivisionError" in done.stderr
+
+
 @pytest.mark.slow
 def test_its_own_small_environment_is_enough_and_fast(tmp_path: Path) -> None:
     """With requirements-review.txt alone it reviews this repository, in ten seconds or less."""

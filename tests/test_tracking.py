@@ -262,6 +262,16 @@ def test_a_store_that_fails_once_leaves_no_row_running(
     assert sorted(row.info.status for row in stored(store)) == ["FAILED", "FINISHED"]
 
 
+def test_a_replay_that_fails_leaves_no_row_running(
+    trained: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A history that cannot be read costs a warning; the half-made row is FAILED."""
+    train.HISTORY_PATH.write_text("nonsense\n1\n")
+    tracking.log_evaluation(PARAMS, model())
+    assert [row.info.status for row in stored(store)] == ["FAILED"]
+    assert "warning: MLflow gets nothing more" in capsys.readouterr().err
+
+
 def test_flatten_keeps_numbers_only() -> None:
     """Nested names are joined by slashes; texts and booleans are no metrics."""
     assert tracking.flatten({"a": {"b": 1, "c": "text"}, "d": True, "e": 0.5}) == {"a/b": 1, "e": 0.5}
