@@ -26,6 +26,7 @@ import tarfile
 import tempfile
 import traceback
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,10 +322,7 @@ def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list
             for stage in repo.index.graph
         }
     result: dict[str, list[str]] = {}
-    waiting = list(before)
-    while waiting:
-        stage = next(name for name in waiting if not before[name] & set(waiting))
-        waiting.remove(stage)
+    for stage in TopologicalSorter(before).static_order():
         after = sorted(before[stage] & set(result))
         reasons = stale.get(stage, []) + ([f"after {', '.join(after)}"] if after else [])
         if reasons:
@@ -378,14 +376,14 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### Stages that this change reruns")
     if review.stages:
-        parts.append("\n".join(f"- **{stage}**: {'; '.join(reasons)}" for stage, reasons in review.stages.items()))
+        parts.append(bullets(review.stages))
     else:
         parts.append("None.")
 
     parts.append("### dvc.lock")
     if review.lock:
         parts.append("It does not belong to the files that are committed with it:")
-        parts.append("\n".join(f"- **{stage}**: {'; '.join(reasons)}" for stage, reasons in review.lock.items()))
+        parts.append(bullets(review.lock))
     else:
         parts.append("It belongs to the code, parameters and metrics that are committed with it.")
 
@@ -406,6 +404,10 @@ def markdown(review: Review, file_url: str | None) -> str:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def bullets(reasons: dict[str, list[str]]) -> str:
+    return "\n".join(f"- **{stage}**: {'; '.join(why)}" for stage, why in reasons.items())
 
 
 def text(value: Any) -> str:
