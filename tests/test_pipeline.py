@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.store import DEFAULT_EXPERIMENT
-from tests.helpers import copy_project, git, run, small_params, write_params
+from tests.helpers import copy_project, environment, git, run, small_params, write_params
 
 
 @contextmanager
@@ -121,7 +123,16 @@ def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Pat
     run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
     for size in (4, 5, 6, 7):
         run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
-    run(project, "dvc", "queue", "start", "-j", "2")
+    # Its workers inherit what it writes to: through a pipe the call would last until the last worker is gone.
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "queue", "start", "-j", "2"],
+        cwd=project,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     wait_for_queue(project)
     found = rows(project)
     sizes = sorted(int(row.data.params["model.bottleneck_size"]) for row in found)
