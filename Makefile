@@ -1,4 +1,4 @@
-# make run | ui | review | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
+# make run | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
@@ -13,13 +13,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev run ui review test test-all lint lock clean distclean
+.PHONY: help setup setup-dev run ui sync tidy review bench test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
+	@echo 'make sync       deliver to MLflow what an outage kept back; a run for the workspace'
+	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
 	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
 	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
+	@echo 'make bench      what tracking costs, measured here (about 12 minutes)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
 	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
@@ -49,6 +52,15 @@ run: setup
 
 ui: setup
 	@$(BIN)/python -m pipeline.ui --port $(PORT)
+
+sync: setup
+	@$(BIN)/python -m pipeline.sync
+
+tidy: setup
+	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.tracking
 
 review: setup
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)

@@ -17,9 +17,14 @@ def declared(stage: str) -> dict[str, list[str]]:
     return {"deps": [_path(item) for item in entry.get("deps", [])], "outs": outs}
 
 
+def all_stages() -> list[str]:
+    """The names of dvc.yaml's stages."""
+    return list(_load("dvc.yaml"))
+
+
 def all_outs() -> set[str]:
     """Every path that some stage of dvc.yaml writes."""
-    return {path for stage in _load("dvc.yaml") for path in declared(stage)["outs"]}
+    return {path for stage in all_stages() for path in declared(stage)["outs"]}
 
 
 def md5s(paths: list[str]) -> dict[str, str]:

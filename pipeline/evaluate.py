@@ -76,7 +76,7 @@ def main() -> None:
             (MANIFOLD_PATH, figures.decoded_manifold(context, codes, decode, params.evaluate.manifold_size)),
         ):
             figures.save_figure(figure, path)
-    tracking.log_evaluation(params, model)
+    tracking.log_evaluation(params)
     print(
         f"test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA with as many components "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"

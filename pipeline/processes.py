@@ -13,9 +13,9 @@ import psutil
 START_TOLERANCE_SECONDS = 2.0
 
 
-def identity() -> dict[str, str]:
-    """MLflow tags that name this process among all that this host has run."""
-    process = psutil.Process()
+def identity(pid: int | None = None) -> dict[str, str]:
+    """MLflow tags that name a process (this one, unless `pid` says another) among all that this host has run."""
+    process = psutil.Process(pid)
     return {
         "process.host": socket.gethostname(),
         "process.boot": boot_id(),
@@ -34,7 +34,10 @@ def is_gone(tags: dict[str, str]) -> bool:
     if tags["process.boot"] != boot_id():
         return True
     try:
-        started = psutil.Process(int(tags["process.pid"])).create_time()
+        process = psutil.Process(int(tags["process.pid"]))
+        started = process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:  # it has ended, only its parent has not asked how
+            return True
     except psutil.NoSuchProcess:
         return True
     return abs(started - float(tags["process.started"])) > START_TOLERANCE_SECONDS

@@ -1,9 +1,15 @@
-"""Where a run comes from: the git commit, whether tracked files differ from it, the DVC experiment."""
+"""Where a run comes from: the git commit and what differs from it, the DVC experiment, the environment."""
 
 import os
+import platform
 import subprocess
+from importlib.metadata import version
+from pathlib import Path
 
 from pipeline import dvcfiles
+from pipeline.redaction import redact_diff
+
+LARGEST_DIFF = 200_000
 
 
 def tags() -> dict[str, str]:
@@ -13,18 +19,92 @@ def tags() -> dict[str, str]:
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
     }
-    changed = _git("diff", "--name-only", "HEAD")
+    changed = changed_code()
     if changed is not None:
-        # DVC deletes a stage's outs before it runs, and parameters are recorded as such.
-        expected = {"params.yaml", "dvc.lock"} | dvcfiles.all_outs()
-        found["mlflow.source.git.dirty"] = str(bool(set(changed.splitlines()) - expected)).lower()
+        found["mlflow.source.git.dirty"] = str(bool(changed)).lower()
     return {name: value for name, value in found.items() if value}
+
+
+def changed_code() -> list[str] | None:
+    """The files whose content is not that of the commit: tracked ones, and Python files that git does not know.
+
+    Without what a run changes itself: parameters are recorded as such, and DVC deletes a stage's outs
+    before it runs. None where there is no git or no commit.
+    """
+    changed = _git("diff", "--name-only", "HEAD")
+    if changed is None:
+        return None
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
+    expected = {"params.yaml", "dvc.lock"} | dvcfiles.all_outs()
+    return sorted({*changed.splitlines(), *untracked.splitlines()} - expected)
+
+
+def diff_of_code() -> str:
+    """The changed code as a diff against the commit, lines that may hold secrets replaced; empty if nothing changed.
+
+    What is longer than `LARGEST_DIFF` characters is cut off, with a line that says so.
+    """
+    parts = []
+    for path in changed_code() or []:
+        known = _git("ls-files", "--", path)
+        # A comparison with nothing is the only one that git makes of a file it does not know.
+        parts.append(_git("diff", "HEAD", "--", path) if known else _diff("--no-index", "--", os.devnull, path))
+    diff = "".join(f"{part}\n" for part in parts if part)
+    if len(diff) > LARGEST_DIFF:
+        diff = f"{diff[:LARGEST_DIFF]}\n(cut off: {len(diff):,} characters)\n"
+    return redact_diff(diff)
+
+
+def environment(device: str) -> dict[str, str]:
+    """MLflow tags for the machine and the versions that decide a training's last bits and its speed."""
+    import torch
+
+    gpu = torch.device(device).type == "cuda"
+    return {
+        "env.python": platform.python_version(),
+        "env.torch": version("torch"),
+        "env.device": device,
+        "env.hardware": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
+        "env.threads": str(torch.get_num_threads()),
+        "env.system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def experiments() -> dict[str, str]:
+    """{name: commit} of the DVC experiments in this repository."""
+    listed = _git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or ""
+    found = {}
+    for line in listed.splitlines():
+        ref, commit = line.split()
+        # refs/exps/<2 digits>/<38 digits>/<name>; DVC keeps other things beside these.
+        parts = ref.split("/")
+        if len(parts) == 5 and len(parts[2]) == 2:
+            found[parts[4]] = commit
+    return found
+
+
+def file_at(commit: str, path: str) -> str | None:
+    """The text of a file in a commit; None where it is not in it."""
+    text = _git("show", f"{commit}:{path}")
+    return None if text is None else f"{text}\n"
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str | None:
     """A git command's output, or None where there is no git or no commit."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _diff(*arguments: str) -> str:
+    """Git's diff of two files outside of its index; it exits with 1 where they differ."""
+    return subprocess.run(["git", "diff", *arguments], capture_output=True).stdout.decode(errors="replace").strip()

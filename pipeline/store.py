@@ -1,24 +1,29 @@
-"""Which MLflow store the runs go to, and opening it safely from several processes at once."""
+"""Which MLflow store the runs go to, and opening it safely from several processes at once.
+
+mlflow is imported where the store is opened: the stages ask for its name alone, and need not wait for that.
+"""
 
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from pipeline.errors import PipelineError
+from pipeline.redaction import redact
+from pipeline.repository import main_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # A server that does not answer must not hold a stage up: MLflow's own defaults wait for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-import mlflow
-from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
-from pipeline.errors import PipelineError
-from pipeline.repository import main_root
 
 DEFAULT_EXPERIMENT = "mnist-autoencoder"
 # Where MLflow's tables hold absolute addresses of artifacts.
@@ -36,34 +41,61 @@ def tracking_uri(root: Path) -> str:
     return uri if path == uri else f"sqlite:///{root / path}"
 
 
-def open_store() -> tuple[MlflowClient, str]:
+def is_server(uri: str) -> bool:
+    """Whether an address is that of a tracking server, rather than of a database opened directly."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def store_name(uri: str, root: Path) -> str:
+    """An address as journals keep it: without credentials, and the same after the repository was moved."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".replace(str(root), "")
+
+
+def experiment_name() -> str:
+    """MLFLOW_EXPERIMENT_NAME if it is set, else this project's own."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+
+
+def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     """A client of the store and the id of the experiment, both created if need be.
 
     The lock makes first use safe: processes that create one database at the same time break it.
     The experiment has an artifact location of its own, since the default one would be relative to
-    wherever the process happens to run. MLFLOW_EXPERIMENT_NAME names another experiment.
+    wherever the process happens to run. A server sees to both itself.
+
+    Args:
+        experiment: its name, `experiment_name()` if it is not given.
 
     Raises:
         PipelineError: the store does not answer, or MLflow refuses it.
     """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     root = main_root()
     uri = tracking_uri(root)
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-    # A server decides for itself where artifacts go.
-    location = None if urlsplit(uri).scheme in ("http", "https") else (root / "mlartifacts").as_uri()
+    name = experiment or experiment_name()
+    location = None if is_server(uri) else (root / "mlartifacts").as_uri()
     try:
-        with FileLock(root / ".mlflow.lock"):
+        with nullcontext() if is_server(uri) else FileLock(root / ".mlflow.lock"):
             follow_a_moved_repository(uri, root)
             mlflow.set_tracking_uri(uri)
-            client = MlflowClient()
-            experiment = client.get_experiment_by_name(name)
-            if experiment is not None:
-                return client, experiment.experiment_id
-            return client, client.create_experiment(name, artifact_location=location)
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name(name)
+            if found is not None:
+                return client, found.experiment_id
+            try:
+                return client, client.create_experiment(name, artifact_location=location)
+            except MlflowException:
+                # Through a server another process may have been first.
+                if (found := client.get_experiment_by_name(name)) is None:
+                    raise
+                return client, found.experiment_id
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = redact(" ".join(str(error).split()))[:300]
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None

@@ -1,51 +1,57 @@
 """One MLflow row for each pipeline run: training opens it, evaluation completes it.
 
 The files under `models/` and `reports/` are the truth and MLflow mirrors them: numbers in JSON files
-become metrics (`test/mse`), the history becomes metrics by epoch, everything is an artifact. No out
-depends on this module: a store that fails costs a warning, never the run.
+become metrics (`test/mse`), the history becomes metrics by epoch, everything is an artifact. What happens
+is written into a journal on this machine, and `pipeline.delivery`, a process of its own, brings that to
+MLflow: no stage waits for a store, and no out depends on one.
 
 Evaluation finds the row by its fingerprint, a hash of all parameters and of what training wrote. A
 run id in a file would not do: DVC restores files from its cache, and runs cannot be restored.
+
+PIPELINE_TRACKING=0 in the environment switches all of it off.
 """
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
-import numpy as np
 import pandas as pd
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-from pipeline import dvcfiles, processes, provenance
-from pipeline.store import open_store
+from pipeline import dvcfiles, processes, provenance, store
+from pipeline.journal import Event, Journal, journals, now_ms, one_line
+from pipeline.repository import main_root
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from pipeline.model import AutoEncoder
     from pipeline.params import Params
 
-FINGERPRINT_TAG = "fingerprint"
+MODEL_PATH = "models/autoencoder.safetensors"
 HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
+# How long a stage's end waits for an answer before it asks whether the server is there at all, for the
+# same, from a server that is there, and for everything together.
+PATIENCE_SECONDS = 1.0
+SLOW_SECONDS = 15.0
+LONGEST_WAIT_SECONDS = 60.0
 
 
 @contextmanager
-def training_run(params: "Params", device: str) -> Iterator["RunWriter"]:
+def training_run(params: "Params", device: str) -> Iterator["TrainingRun"]:
     """A new row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
 
-    Rows of this host whose process was killed without a word are set to KILLED first.
+    Rows of this host whose process was killed without a word are set to KILLED.
     """
-    run = RunWriter()
-    run.attempt(lambda: run.create(params, {"device": device} | processes.identity()))
-    run.attempt(run.close_rows_of_dead_processes)
+    run = TrainingRun()
+    run.attempt(lambda: run.start(params, device))
     try:
         with processes.sigterm_as_exit():
             yield run
@@ -55,180 +61,254 @@ def training_run(params: "Params", device: str) -> Iterator["RunWriter"]:
     run.end("FINISHED")
 
 
-def log_evaluation(params: "Params", model: "AutoEncoder") -> None:
-    """Bring evaluate's outs to the row of the training that made the weights.
+class TrainingRun:
+    """Writes the journal of one training. Its methods never raise: the first trouble is told, once.
 
-    Where the store has no such row (another store, or DVC took the training from its cache), one is
-    made from the tracked files; it has no timings and carries the tag `replayed`.
+    What cannot be written down (a full disk, say) leaves the row incomplete; it ends as FAILED then.
     """
-    run = RunWriter()
-    run.attempt(lambda: _evaluate_into(run, params, model))
-
-
-def _evaluate_into(run: "RunWriter", params: "Params", model: "AutoEncoder") -> None:
-    if not run.find(fingerprint(params)):
-        _replay_training(run, params, model)
-    run.write_outs("evaluate")
-    run.write_inputs("evaluate", params)
-
-
-def _replay_training(run: "RunWriter", params: "Params", model: "AutoEncoder") -> None:
-    """A row as training would have left it, but for its timings, from the files that training wrote."""
-    run.create(params, {"replayed": "true"} | processes.identity())
-    try:
-        for record in pd.read_csv(HISTORY_PATH).to_dict("records"):
-            run.write_epoch({str(name): value for name, value in record.items()})
-        run.write_training_outputs(params, model)
-    except BaseException:
-        run.end("FAILED")
-        raise
-    run.end("FINISHED")
-
-
-class RunWriter:
-    """Writes to one row. The `log_…` methods never raise: the first failure is told, the rest is skipped."""
-
-    client: "MlflowClient"
 
     def __init__(self) -> None:
-        self.run_id = ""
-        self._failed = False
+        self.journal: Journal | None = None
+        self._delivery: subprocess.Popen[bytes] | None = None
+        self._model: list[Event] = []
+        self._incomplete = False
+        self._warned = False
 
     def attempt(self, write: Callable[[], object]) -> None:
-        """Call `write`; if it fails, say so once and write nothing more."""
-        if self._failed:
+        """Call `write`, unless tracking is off or something could not be written before."""
+        if not is_on() or self._incomplete:
             return
         try:
             write()
-        except Exception as error:  # whatever the store does, the stage goes on
-            self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        if not self._failed:
-            reason = " ".join(str(error).split())[:300]
-            print(f"warning: MLflow gets nothing more of this run: {type(error).__name__}: {reason}", file=sys.stderr)
-        self._failed = True
-
-    def end(self, status: str) -> None:
-        """Set the row's status; FAILED if something of it could not be written, for it is not complete then."""
-        if not self.run_id:
-            return
-        try:
-            self.client.set_terminated(self.run_id, "FAILED" if self._failed else status)
         except Exception as error:
-            self._warn(error)
+            self._incomplete = True
+            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            print(f"warning: {text}", file=sys.stderr)
+        self._warned = True
+
+    def start(self, params: "Params", device: str) -> None:
+        tags = provenance.tags() | provenance.environment(device)
+        with Journal.create(main_root()) as journal:
+            journal.append(_start(params, tags))
+            if tags.get("mlflow.source.git.dirty") == "true":
+                diff = journal.folder / "code.diff"
+                diff.write_text(provenance.diff_of_code())
+                journal.append_artifact(diff, "inputs")
+            _append_inputs(journal, "train", params)
+        self.journal = journal
+        self._delivery = start_delivery(journal)
 
     def log_epoch(self, record: dict[str, float], **timings: float) -> None:
         """One epoch: the history's columns, and timings, which only MLflow keeps."""
-        self.attempt(lambda: self.write_epoch(record, timings))
+        self.attempt(lambda: self._write_epoch(record, timings))
 
-    def log_training_outputs(self, params: "Params", model: "AutoEncoder") -> None:
+    def _write_epoch(self, record: dict[str, float], timings: dict[str, float]) -> None:
+        assert self.journal is not None
+        self.journal.append(_epoch(record, timings))
+        if (problem := self.journal.problem()) is not None:
+            self._warn(f"MLflow cannot be reached; the run goes on, its journal keeps the rest ({problem[0]})")
+
+    def log_training_outputs(self, params: "Params") -> None:
         """What training wrote, and the fingerprint by which evaluation finds the row.
 
         If this training reproduced the bytes that were evaluated last, DVC will skip evaluate, so its
         outs are mirrored here.
         """
+        self.attempt(lambda: self._write_training_outputs(params))
 
-        def write() -> None:
-            self.write_training_outputs(params, model)
-            if dvcfiles.is_up_to_date("evaluate"):
-                self.write_outs("evaluate")
-                self.write_inputs("evaluate", params)
+    def _write_training_outputs(self, params: "Params") -> None:
+        assert self.journal is not None
+        self._model = _append_training_outputs(self.journal, params)
+        if dvcfiles.is_up_to_date("evaluate"):
+            _append_evaluation(self.journal, params)
 
-        self.attempt(write)
+    def end(self, status: str) -> None:
+        """The row's status; then a moment for what is not delivered yet, MLflow's copy of the model aside.
 
-    def create(self, params: "Params", tags: dict[str, str]) -> None:
-        """A new row with all parameters, named after what is usually compared."""
-        self.client, experiment_id = open_store()
-        prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
-        name = f"{prefix}k={params.model.bottleneck_size} seed={params.train.seed}"
-        tags = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | provenance.tags() | tags
-        self.run_id = self.client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.flat().items()])
-        self.write_inputs("train", params)
-
-    def close_rows_of_dead_processes(self) -> None:
-        """KILLED, at the time of the last metric, for every RUNNING row of this host whose process is gone."""
-        experiment_id = self.client.get_run(self.run_id).info.experiment_id
-        for row in self.client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-            if processes.is_gone(row.data.tags):
-                epochs = self.client.get_metric_history(row.info.run_id, "train/mse")
-                last_heard = max((point.timestamp for point in epochs), default=row.info.start_time)
-                self.client.set_terminated(row.info.run_id, "KILLED", last_heard)
-
-    def find(self, wanted: str) -> bool:
-        """Take up the newest row with this fingerprint; False if the store has none."""
-        self.client, experiment_id = open_store()
-        rows = self.client.search_runs(
-            [experiment_id], f"tags.{FINGERPRINT_TAG} = '{wanted}'", order_by=["start_time DESC"], max_results=1
-        )
-        if rows:
-            self.run_id = rows[0].info.run_id
-        return bool(rows)
-
-    def write_epoch(self, record: dict[str, float], timings: dict[str, float] | None = None) -> None:
-        epoch, now = int(record["epoch"]), int(time.time() * 1000)
-        named = {METRIC_NAMES.get(key, f"train/{key}"): value for key, value in record.items() if key != "epoch"}
-        named |= {f"time/{key}": value for key, value in (timings or {}).items()}
-        self.client.log_batch(self.run_id, [Metric(key, value, now, epoch) for key, value in named.items()])
-
-    def write_training_outputs(self, params: "Params", model: "AutoEncoder") -> None:
-        self.client.log_artifact(self.run_id, "params.yaml")
-        self.write_outs("train")
-        self._write_model(model)
-        self.client.set_tag(self.run_id, FINGERPRINT_TAG, fingerprint(params))
-
-    def write_outs(self, stage: str) -> None:
-        """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics.
-
-        A metric whose last value is already there is not written again.
+        That one takes seconds to make, beside the next stage.
         """
-        known = self.client.get_run(self.run_id).data.metrics
-        now = int(time.time() * 1000)
-        metrics = []
-        for path in map(Path, dvcfiles.declared(stage)["outs"]):
-            self.client.log_artifact(self.run_id, str(path), str(path.parent))
-            if path.suffix == ".json":
-                numbers = flatten(json.loads(path.read_text()))
-                metrics += [Metric(key, value, now, 0) for key, value in numbers.items() if known.get(key) != value]
-        self.client.log_batch(self.run_id, metrics)
+        if self.journal is None:
+            return
+        try:
+            n_events = len(self.journal.events()) + 1
+            status = "FAILED" if self._incomplete else status
+            self.journal.append({"kind": "end", "status": status}, *self._model)
+            if self._delivery is not None and (why := wait_for_delivery(self.journal, self._delivery, n_events)):
+                self._warn(why)
+        except Exception as error:
+            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
 
-    def write_inputs(self, stage: str, params: "Params") -> None:
-        """The hashes of what a stage reads (`inputs/<stage>.json`) and its data as MLflow data sets."""
-        hashes = dvcfiles.md5s(dvcfiles.declared(stage)["deps"])
-        self.client.log_dict(self.run_id, hashes, f"inputs/{stage}.json")
-        data = [
-            DatasetInput(
-                Dataset(f"{params.data.dataset}-{Path(path).stem}", md5, "local", json.dumps({"uri": path})),
-                [InputTag("mlflow.data.context", Path(path).stem)],
-            )
-            for path, md5 in hashes.items()
-            if path.startswith("data/prepared/")
-        ]
-        self.client.log_inputs(self.run_id, data)
 
-    def _write_model(self, model: "AutoEncoder") -> None:
-        """The model in MLflow's own format, exported rather than pickled, for load_model and the registry."""
-        import mlflow.pytorch
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+def log_evaluation(params: "Params") -> None:
+    """Bring evaluate's outs to the row of the training that made the weights.
 
-        pixels = TensorSpec(np.dtype(np.float32), (-1, 784))
-        with mlflow.start_run(run_id=self.run_id):
-            mlflow.pytorch.log_model(
-                model.eval(),
-                name="autoencoder",
-                signature=ModelSignature(Schema([pixels]), Schema([pixels])),
-                input_example=np.zeros((2, 784), np.float32),  # two rows, so that the batch stays free
-                serialization_format="pt2",
-                pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
-            )
+    Where the store has no such row (another store, or DVC took the training from its cache), one is
+    made from the tracked files; it has no timings and carries the tag `replayed`. Never raises.
+    """
+    if not is_on():
+        return
+    try:
+        journal = write_evaluation(params)
+        why = wait_for_delivery(journal, start_delivery(journal), None)
+    except Exception as error:
+        why = f"this evaluation is not in MLflow: {one_line(error)}"
+    if why is not None:
+        print(f"warning: {why}", file=sys.stderr)
+
+
+def write_evaluation(params: "Params") -> Journal:
+    """A journal of all that the workspace holds of a run, of which delivery sends what the store lacks."""
+    with Journal.create(main_root()) as journal:
+        start = _start(params, provenance.tags() | {"replayed": "true"})
+        journal.append(start | {"fingerprint": fingerprint(params), "evaluation": evaluation_hash()})
+        for record in pd.read_csv(HISTORY_PATH).to_dict("records"):
+            journal.append(_epoch({str(name): value for name, value in record.items()}, {}) | {"replay": True})
+        _append_inputs(journal, "train", params, replay=True)
+        model = _append_training_outputs(journal, params, replay=True)
+        _append_evaluation(journal, params)
+        journal.append({"kind": "end", "status": "FINISHED", "replay": True}, *model)
+    return journal
+
+
+def start_delivery(journal: Journal) -> "subprocess.Popen[bytes]":
+    """The process that delivers a journal; signals to this one's group do not reach it."""
+    # It works in the main repository, with the code of this stage: DVC's temporary folders go away.
+    code = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    with (journal.folder / "delivery.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pipeline.delivery", str(journal.folder)],
+            cwd=main_root(),
+            env=os.environ | {"PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_events: int | None) -> str | None:
+    """Wait until the first `n_events` of a journal, or all of it, are delivered; else why not.
+
+    It waits for work on this machine and for a server that is merely slow, but hardly for one that
+    hangs: delivery goes on without it.
+    """
+    started, started_clock = time.monotonic(), time.time()
+    later = "the journal keeps the run, the next one or `make sync` delivers it"
+    while journal.exists() and (n_events is None or journal.state()["delivered"] < n_events):
+        problem = journal.problem()
+        if problem is not None and problem[1] >= started_clock:
+            return f"MLflow cannot be reached; {later} ({problem[0]})"
+        if delivery.poll() is not None and journal.exists():
+            return f"the delivery to MLflow ended early, see {journal.folder}/delivery.log; {later}"
+        waits = _longest_request(started_clock)
+        if time.monotonic() - started > LONGEST_WAIT_SECONDS or (
+            waits > PATIENCE_SECONDS and (waits > SLOW_SECONDS or not _server_answers())
+        ):
+            return f"MLflow is slow to answer; delivery goes on in the background; should it fail, {later}"
+        time.sleep(0.05)
+    return None
+
+
+def _longest_request(since: float) -> float:
+    """How many seconds a request of any journal has been out, counted from `since` on."""
+    asking = [journal.state()["asking_since"] for journal in journals(main_root())]
+    return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)
+
+
+def _server_answers() -> bool:
+    """Whether the store is a server that answers at all, or no server."""
+    uri = store.tracking_uri(main_root())
+    if not store.is_server(uri):
+        return True
+    try:
+        urlopen(f"{store.store_name(uri, main_root()).rstrip('/')}/health", timeout=PATIENCE_SECONDS).close()
+    except HTTPError:  # an answer, too
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def is_on() -> bool:
+    return os.environ.get("PIPELINE_TRACKING", "1") != "0"
 
 
 def fingerprint(params: "Params") -> str:
     """A hash of all parameters and of everything that training wrote."""
-    content = {"params": params.flat(), "outs": dvcfiles.md5s(dvcfiles.declared("train")["outs"])}
+    return _hash({"params": params.flat(), "outs": dvcfiles.md5s(dvcfiles.declared("train")["outs"])})
+
+
+def evaluation_hash() -> str:
+    """A hash of everything that evaluation read and wrote."""
+    declared = dvcfiles.declared("evaluate")
+    return _hash(dvcfiles.md5s(declared["deps"] + declared["outs"]))
+
+
+def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _start(params: "Params", tags: dict[str, str]) -> Event:
+    """The first event: all parameters, and a name after what is usually compared."""
+    prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
+    owner = processes.identity()
+    return {
+        "kind": "start",
+        "store": store.store_name(store.tracking_uri(main_root()), main_root()),
+        "experiment": store.experiment_name(),
+        "name": f"{prefix}k={params.model.bottleneck_size} seed={params.train.seed}",
+        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | tags,
+        "params": {name: str(value) for name, value in params.flat().items()},
+        "owner": owner,
+    }
+
+
+def _epoch(record: dict[str, float], timings: dict[str, float]) -> Event:
+    values = {METRIC_NAMES.get(key, f"train/{key}"): value for key, value in record.items() if key != "epoch"}
+    values |= {f"time/{key}": value for key, value in timings.items()}
+    return {"kind": "metrics", "values": values, "step": int(record["epoch"])}
+
+
+def _append_training_outputs(journal: Journal, params: "Params", **replay: bool) -> list[Event]:
+    """All that training leaves but the model in MLflow's format, whose event is returned."""
+    journal.append_artifact(Path("params.yaml"), "", **replay)
+    _append_outs(journal, "train", **replay)
+    tags = {"fingerprint": fingerprint(params), "model.md5": dvcfiles.md5s([MODEL_PATH])[MODEL_PATH]}
+    journal.append({"kind": "tags", "values": tags} | replay)
+    return [{"kind": "model", "time": now_ms(), "file": journal.keep(Path(MODEL_PATH))} | replay]
+
+
+def _append_evaluation(journal: Journal, params: "Params") -> None:
+    _append_outs(journal, "evaluate")
+    _append_inputs(journal, "evaluate", params)
+    # Last, for it says that the rest is there.
+    journal.append({"kind": "tags", "values": {"evaluation": evaluation_hash()}})
+
+
+def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:
+    """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics."""
+    for path in map(Path, dvcfiles.declared(stage)["outs"]):
+        journal.append_artifact(path, str(path.parent), **replay)
+        if path.suffix == ".json":
+            journal.append({"kind": "metrics", "values": flatten(json.loads(path.read_text()))} | replay)
+
+
+def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: bool) -> None:
+    """The hashes of what a stage reads (`inputs/<stage>.json`) and its data as MLflow data sets."""
+    hashes = dvcfiles.md5s(dvcfiles.declared(stage)["deps"])
+    listing = journal.folder / f"{stage}.json"
+    listing.write_text(json.dumps(hashes, indent=2) + "\n")
+    journal.append_artifact(listing, "inputs", **replay)
+    data_sets = [
+        {"name": f"{params.data.dataset}-{Path(path).stem}", "digest": md5, "path": path, "context": Path(path).stem}
+        for path, md5 in hashes.items()
+        if path.startswith("data/prepared/")
+    ]
+    journal.append({"kind": "inputs", "data_sets": data_sets} | replay)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

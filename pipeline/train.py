@@ -64,7 +64,7 @@ def main() -> None:
             "model": {"n_parameters": n_parameters},
         }
         METRICS_PATH.write_text(json.dumps(metrics, indent=2) + "\n")
-        run.log_training_outputs(params, model)
+        run.log_training_outputs(params)
     print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")
 
 

@@ -14,8 +14,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from pipeline.errors import PipelineError, run_command
+from pipeline.redaction import redact
 from pipeline.repository import main_root
-from pipeline.store import open_store, tracking_uri
+from pipeline.store import is_server, open_store, tracking_uri
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
@@ -30,8 +31,8 @@ def main() -> None:
     _, experiment_id = open_store()
     # Without the query MLflow 3 opens an experiment in its view for language models, which is empty here.
     page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    if uri.startswith(("http://", "https://")):
-        print(f"The runs are on the tracking server: {uri.rstrip('/')}{page}")
+    if is_server(uri):
+        print(f"The runs are on the tracking server: {redact(uri).rstrip('/')}{page}")
         return
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
@@ -39,8 +40,9 @@ def main() -> None:
     options = ["--host", HOST, "--port", str(port), "--workers", "1"]
     # One worker and no job runner: 2 processes instead of 13, and a third of the time to start.
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *options],
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        [sys.executable, "-m", "mlflow", "server", *options],
+        # The address may hold a password, which a command line would show to everyone on the machine.
+        env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     try:
         wait_until_up(server, f"http://{HOST}:{port}/health")

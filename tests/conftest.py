@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.helpers import copy_project, run, small_params, write_params
+from pipeline import tracking
+from tests.helpers import copy_project, run, small_params, write_params, write_results
 from tests.mirror import Mirror
 
 
@@ -39,6 +40,17 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def results(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder with what a pipeline run leaves. Journals stay there until the test delivers them."""
+    folder = tmp_path / "repository"
+    write_results(folder, small_params())
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tracking, "start_delivery", lambda _: None)
+    monkeypatch.setattr(tracking, "wait_for_delivery", lambda *_: None)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,24 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
+from pipeline import train
 from pipeline.data import Split
+from pipeline.model import Architecture, AutoEncoder, save_model
 from pipeline.params import Params
+from pipeline.store import DEFAULT_EXPERIMENT
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -88,3 +96,57 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
     if ok and done.returncode != 0:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def rows(project: Path) -> list[Run]:
+    """All runs of a project's own store, the newest first."""
+    return stored(f"sqlite:///{project}/mlflow.db")
+
+
+def stored(uri: str) -> list[Run]:
+    """All runs of a store, the newest first."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
+
+
+def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
+    """The paths of a run's artifacts."""
+    found = set()
+    for item in client.list_artifacts(run_id, folder):
+        found |= artifacts(client, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+def write_results(folder: Path, params: Params) -> None:
+    """What a pipeline run would have left in a repository: a small model, the rest made up."""
+    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
+    shutil.copy(PROJECT / "dvc.yaml", folder)
+    write_params(params, folder)
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    for stage in ("train", "evaluate"):
+        for kind in ("outs", "metrics", "plots"):
+            for item in stages[stage].get(kind, []):
+                path = folder / (item if isinstance(item, str) else next(iter(item)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"content")
+    save_model(AutoEncoder(Architecture.from_params(params.model)), folder / train.MODEL_PATH)
+    (folder / train.METRICS_PATH).write_text('{"valid": {"best_mse": 0.05}}')
+    (folder / train.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
+    (folder / "reports/evaluate.json").write_text('{"dataset": "digits", "test": {"mse": 0.04}}')
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Return once the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -11,11 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
-from pipeline.store import DEFAULT_EXPERIMENT
-from tests.helpers import copy_project, environment, git, run, small_params, write_params
+from tests.helpers import copy_project, environment, git, rows, run, small_params, write_params
 
 
 @contextmanager
@@ -33,13 +30,6 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 def would_run(project: Path) -> list[str]:
     """The stages that `dvc repro` would run now."""
     return re.findall(r"Running stage '(\w+)'", run(project, "dvc", "repro", "--dry").stdout)
-
-
-def rows(project: Path) -> list[Run]:
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
 
 
 @pytest.mark.parametrize(

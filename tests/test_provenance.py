@@ -1,5 +1,6 @@
 """Where a run says it comes from."""
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,61 @@ def test_changed_code_is_dirt(repository: Path) -> None:
     assert provenance.tags()[DIRTY] == "true"
     git(repository, "add", "module.py")
     assert provenance.tags()[DIRTY] == "true"
+
+
+def test_python_that_git_does_not_know_is_dirt(repository: Path) -> None:
+    """A new module runs like the others; what git ignores does not matter."""
+    (repository / ".gitignore").write_text("ignored.py\n")
+    (repository / "ignored.py").write_text("x = 1\n")
+    assert provenance.tags()[DIRTY] == "false"
+    (repository / "new module.py").write_text("x = 1\n")
+    assert provenance.changed_code() == ["new module.py"]
+    assert provenance.tags()[DIRTY] == "true"
+
+
+def test_the_diff_shows_changed_and_new_code(repository: Path) -> None:
+    """Against the commit, without results; a clean commit has none, and a long one says that it is cut."""
+    assert provenance.diff_of_code() == ""
+    (repository / "params.yaml").write_text("changed")
+    (repository / "module.py").write_text("changed\n")
+    (repository / "new.py").write_text("x = 1\n")
+    diff = provenance.diff_of_code()
+    assert "-committed" in diff
+    assert "+changed" in diff
+    assert "+++ b/new.py" in diff
+    assert "params.yaml" not in diff
+    (repository / "new.py").write_text("x = 1\n" * 50_000)
+    assert provenance.diff_of_code().endswith("characters)\n")
+    assert len(provenance.diff_of_code()) < provenance.LARGEST_DIFF + 100
+
+
+def test_the_diff_holds_no_secret(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that looks like one nor one of the environment."""
+    monkeypatch.setenv("DEPLOY_TOKEN", "plain word")
+    (repository / "module.py").write_text('password = "hunter2hunter2"\nx = "plain word"\ny = 1\n')
+    diff = provenance.diff_of_code()
+    assert "hunter2" not in diff
+    assert "plain word" not in diff
+    assert "+y = 1" in diff
+
+
+def test_experiments_are_found_by_name(repository: Path) -> None:
+    """DVC keeps them under refs/exps/<2>/<38>/, beside refs of other kinds."""
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    git(repository, "update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/tangy-keys", commit)
+    git(repository, "update-ref", "refs/exps/exec/EXEC_HEAD", commit)
+    assert provenance.experiments() == {"tangy-keys": commit}
+    assert provenance.file_at(commit, "module.py") == "committed\n"
+    assert provenance.file_at(commit, "nothing") is None
+
+
+def test_the_environment_names_hardware_and_versions() -> None:
+    """What decides the last bits of a training, and its speed."""
+    found = provenance.environment("cpu")
+    assert found["env.python"] == platform.python_version()
+    assert found["env.device"] == "cpu"
+    assert int(found["env.threads"]) >= 1
+    assert all(found.values())
 
 
 def test_the_dvc_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

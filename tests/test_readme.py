@@ -12,7 +12,14 @@ from pipeline.params import Params
 from tests.helpers import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/your-own-project.md", "docs/review.md"]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/review.md",
+    "docs/tracking.md",
+    "docs/your-own-project.md",
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -98,6 +105,18 @@ def test_links_lead_somewhere(name: str) -> None:
     """Every relative link of a document is a file of the repository."""
     for target in re.findall(r"\]\((?!http)([^)#]+)", (PROJECT / name).read_text()):
         assert (PROJECT / name).parent.joinpath(target).exists(), target
+
+
+def test_every_guarantee_of_the_tracking_has_its_test() -> None:
+    """Each row of the table in docs/tracking.md names tests, and they exist."""
+    table = (PROJECT / "docs/tracking.md").read_text().split("## The table\n")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (PROJECT / "tests" / file).read_text(), name
 
 
 def test_files_named_in_the_tree_exist() -> None:

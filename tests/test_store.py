@@ -1,15 +1,17 @@
 """Where the store is, and first use by several processes."""
 
+import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.store import DEFAULT_EXPERIMENT, open_store, tracking_uri
-from tests.helpers import PROJECT, environment
+from pipeline.store import DEFAULT_EXPERIMENT, open_store, store_name, tracking_uri
+from tests.helpers import PROJECT, environment, free_port
 
 
 def test_the_default_store_lies_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +35,13 @@ def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert tracking_uri(tmp_path) == expected.format(root=tmp_path)
 
 
+def test_a_journal_names_its_store_without_credentials(tmp_path: Path) -> None:
+    """And the repository's own store alike wherever the repository lies."""
+    assert store_name("postgresql://bob:hunter2@db:5432/runs?password=x", tmp_path) == "postgresql://db:5432/runs"
+    assert store_name("http://bob:hunter2@host:5000", tmp_path) == "http://host:5000"
+    assert store_name(f"sqlite:///{tmp_path}/mlflow.db", tmp_path) == store_name("sqlite:////x/mlflow.db", Path("/x"))
+
+
 def test_the_experiment_keeps_its_artifacts_under_the_root(
     tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,18 +56,34 @@ def test_the_experiment_keeps_its_artifacts_under_the_root(
 
 
 @pytest.mark.slow
-def test_eight_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
-    """No error, and one experiment."""
+def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path) -> None:
+    """No error, and one experiment, which the UI opens."""
     (tmp_path / ".dvc").mkdir()
     code = "from pipeline.store import open_store; print(open_store()[1])"
     settings = environment(PYTHONPATH=str(PROJECT))
+    ui = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
+        cwd=tmp_path,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     started = [
         subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=settings, stdout=subprocess.PIPE)
         for _ in range(8)
     ]
     results = [process.communicate(timeout=300)[0].decode().strip() for process in started]
+    assert ui.stdout is not None
+    link = next(line for line in ui.stdout if "MLflow is at" in line)
+    ui.send_signal(signal.SIGINT)
+    ui.wait(30)
     assert [process.returncode for process in started] == [0] * 8
     assert len(set(results)) == 1
+    assert f"/#/experiments/{results[0]}/runs" in link
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
+    assert names == [DEFAULT_EXPERIMENT]
 
 
 def make_store(root: Path) -> str:

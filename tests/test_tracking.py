@@ -11,28 +11,13 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline import tracking, train
+from pipeline import delivery, tracking, train
 from pipeline.errors import PipelineError
-from pipeline.model import Architecture, AutoEncoder, load_model
-from pipeline.store import DEFAULT_EXPERIMENT
-from tests.helpers import PROJECT, git, run, small_params, write_params
+from pipeline.journal import Journal, journals
+from pipeline.model import load_model
+from tests.helpers import artifacts, git, rows, run, small_params, stored, write_params
 
 PARAMS = small_params()
-
-
-def rows(project: Path) -> list[Run]:
-    """All runs of the project's own store, the newest first."""
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
-
-
-def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
-    found = set()
-    for item in client.list_artifacts(run_id, folder):
-        found |= artifacts(client, run_id, item.path) if item.is_dir else {item.path}
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +122,9 @@ def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) ->
     assert ours == theirs
     assert new.data.tags["mlflow.source.git.dirty"] == "true"
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id)
+    assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id) | {"inputs/code.diff"}
+    diff = Path(client.download_artifacts(new.info.run_id, "inputs/code.diff")).read_text()
+    assert "+# a comment changes no byte of the model" in diff
 
 
 @pytest.mark.slow
@@ -161,115 +148,130 @@ def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> No
     run(project, "dvc", "checkout")
 
 
-# From here on without DVC: a folder with the files that the functions mirror.
+# From here on without DVC: a folder with the files that the functions mirror, delivered when the test says so.
 
 
-@pytest.fixture
-def trained(tmp_dir: Path, store: str) -> Path:
-    """What training and evaluation would have written, small and made up."""
-    (tmp_dir / ".dvc").mkdir()
-    (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
-    write_params(PARAMS)
-    for path in (*tracking.dvcfiles.declared("train")["outs"], *tracking.dvcfiles.declared("evaluate")["outs"]):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(b"content")
-    train.METRICS_PATH.write_text('{"valid": {"best_mse": 0.05}}')
-    train.HISTORY_PATH.write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
-    Path("reports/evaluate.json").write_text('{"dataset": "digits", "test": {"mse": 0.04}}')
-    return tmp_dir
-
-
-def model() -> AutoEncoder:
-    return AutoEncoder(Architecture.from_params(PARAMS.model)).eval()
-
-
-def stored(store: str) -> list[Run]:
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
-    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
-
-
-def test_evaluation_without_a_row_makes_one_from_the_files(trained: Path, store: str) -> None:
-    """A new store gets a row replayed from params, history and metrics; a second time adds nothing."""
-    tracking.log_evaluation(PARAMS, model())
+def test_evaluation_without_a_row_makes_one_from_the_files(results: Path, store: str) -> None:
+    """A new store gets a row replayed from params, history and metrics, with its model; a second time adds nothing."""
+    tracking.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
     (replayed,) = stored(store)
     assert replayed.info.status == "FINISHED"
     assert replayed.data.tags["replayed"] == "true"
     assert replayed.data.metrics["test/mse"] == 0.04
+    assert replayed.outputs is not None
     points = MlflowClient(store).get_metric_history(replayed.info.run_id, "valid/mse")
     assert [(point.step, point.value) for point in points] == [(1, 0.06), (2, 0.05)]
 
-    tracking.log_evaluation(PARAMS, model())
+    tracking.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
     (again,) = stored(store)
     assert len(MlflowClient(store).get_metric_history(again.info.run_id, "test/mse")) == 1
+    assert not journals(results)
 
 
-def test_evaluation_joins_the_row_of_its_training(trained: Path, store: str) -> None:
+def test_evaluation_joins_the_row_of_its_training(results: Path, store: str) -> None:
     """Going back to earlier parameters and weights leads to their row; others get one of their own."""
     with tracking.training_run(PARAMS, "cpu") as first:
-        first.log_training_outputs(PARAMS, model())
-    tracking.log_evaluation(PARAMS, model())
+        first.log_training_outputs(PARAMS)
+    tracking.log_evaluation(PARAMS)
     other = small_params(evaluate__manifold_size=7)
-    tracking.log_evaluation(other, model())
-    tracking.log_evaluation(PARAMS, model())
+    tracking.log_evaluation(other)
+    tracking.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
     found = stored(store)
     assert len(found) == 2
     assert {row.data.params["evaluate.manifold_size"] for row in found} == {"5", "7"}
     assert all(row.data.metrics["test/mse"] == 0.04 for row in found)
+    assert ["replayed" in row.data.tags for row in found] == [True, False]
+
+
+def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: Path, store: str) -> None:
+    """Equal parameters and weights are one row, which shows the newest evaluation."""
+    tracking.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    Path("reports/evaluate.json").write_text('{"test": {"mse": 0.03}}')
+    Path("reports/figures/latent.png").write_bytes(b"redrawn")
+    tracking.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    (row,) = stored(store)
+    assert row.data.metrics["test/mse"] == 0.03
+    figure = MlflowClient(store).download_artifacts(row.info.run_id, "reports/figures/latent.png")
+    assert Path(figure).read_bytes() == b"redrawn"
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [(PipelineError("bad"), "FAILED"), (ValueError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
 )
-def test_a_run_that_ends_badly_says_so(trained: Path, store: str, error: BaseException, status: str) -> None:
+def test_a_run_that_ends_badly_says_so(results: Path, store: str, error: BaseException, status: str) -> None:
     """An error leaves a FAILED row, Ctrl-C a KILLED one, and the error goes on."""
 
     def fail() -> None:
         with tracking.training_run(PARAMS, "cpu"):
+            delivery.deliver_all(results)
             assert stored(store)[0].info.status == "RUNNING"
             raise error
 
     with pytest.raises(type(error)):
         fail()
+    delivery.deliver_all(results)
     assert stored(store)[0].info.status == status
 
 
-def test_a_store_that_cannot_be_reached_costs_a_warning(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_journal_that_cannot_be_written_costs_a_warning(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training goes on without its tracking server, with one line on stderr."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with tracking.training_run(PARAMS, "cpu") as run_:
-        run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
-        run_.log_training_outputs(PARAMS, model())
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("warning: MLflow gets nothing more of this run:")
+    """Training goes on with one line about it; the incomplete row ends as FAILED, and evaluation makes another."""
 
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-def test_a_store_that_fails_once_leaves_no_row_running(
-    trained: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A row that is not complete ends as FAILED; its evaluation has a complete one made from the files."""
     with tracking.training_run(PARAMS, "cpu") as run_:
         with monkeypatch.context() as broken:
-            broken.setattr(run_.client, "log_batch", lambda *_: 1 / 0)
+            broken.setattr(Journal, "append", full)
             run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
-        run_.log_training_outputs(PARAMS, model())
-    assert [row.info.status for row in stored(store)] == ["FAILED"]
-    assert capsys.readouterr().err.count("warning:") == 1
-    tracking.log_evaluation(PARAMS, model())
-    assert sorted(row.info.status for row in stored(store)) == ["FAILED", "FINISHED"]
+        run_.log_epoch({"epoch": 2, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "warning: this run is not in MLflow as a whole: OSError: [Errno 28] No space left on device"
+    tracking.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    assert [row.info.status for row in stored(store)] == ["FINISHED", "FAILED"]
 
 
-def test_a_replay_that_fails_leaves_no_row_running(
-    trained: Path, store: str, capsys: pytest.CaptureFixture[str]
+def test_an_evaluation_that_cannot_be_written_down_leaves_nothing(
+    results: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A history that cannot be read costs a warning; the half-made row is FAILED."""
+    """A history that cannot be read costs a warning, and no half of a journal stays."""
     train.HISTORY_PATH.write_text("nonsense\n1\n")
-    tracking.log_evaluation(PARAMS, model())
-    assert [row.info.status for row in stored(store)] == ["FAILED"]
-    assert "warning: MLflow gets nothing more" in capsys.readouterr().err
+    tracking.log_evaluation(PARAMS)
+    assert "warning: this evaluation is not in MLflow" in capsys.readouterr().err
+    assert list((results / ".mlflow-journal").iterdir()) == []
+
+
+def test_tracking_can_be_switched_off(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PIPELINE_TRACKING=0 nothing is written and nothing started."""
+    monkeypatch.setenv("PIPELINE_TRACKING", "0")
+    with tracking.training_run(PARAMS, "cpu") as run_:
+        run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS)
+    tracking.log_evaluation(PARAMS)
+    assert not (results / ".mlflow-journal").exists()
+
+
+def test_a_row_tells_its_environment(results: Path, store: str) -> None:
+    """Python, torch, device, hardware and threads; a row made from files does not, for it cannot know."""
+    with tracking.training_run(PARAMS, "cpu") as run_:
+        run_.log_training_outputs(PARAMS)
+    tracking.log_evaluation(small_params(evaluate__manifold_size=7))
+    delivery.deliver_all(results)
+    replayed, trained = stored(store)
+    assert trained.data.tags["env.torch"] == torch.__version__.partition("+")[0]
+    assert trained.data.tags["env.threads"] == str(torch.get_num_threads())
+    assert trained.data.tags["env.device"] == "cpu"
+    assert trained.data.tags["env.hardware"]
+    assert not any(name.startswith("env.") for name in replayed.data.tags)
 
 
 def test_flatten_keeps_numbers_only() -> None:

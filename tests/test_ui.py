@@ -1,5 +1,6 @@
 """`make ui` in a real browser: the link opens the table of runs, and runs compare side by side."""
 
+import json
 import re
 import shutil
 import signal
@@ -12,10 +13,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from pipeline import tracking
-from pipeline.model import Architecture, AutoEncoder
+from pipeline import delivery, tracking
 from pipeline.params import Params
-from tests.helpers import PROJECT, environment, run, small_params, write_params
+from tests.helpers import PROJECT, environment, free_port, run, small_params, write_results
 
 pytestmark = pytest.mark.slow
 
@@ -23,28 +23,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SIZES = (2, 4, 8, 16, 32)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def made_up_mse(size: int) -> float:
     """Made up, and different for every size in the three decimals that the page shows."""
     return round(0.06 - 0.001 * size, 4)
 
 
-def log_row(params: Params) -> None:
+def log_row(folder: Path, params: Params) -> None:
     """A finished row for made-up results, written by the pipeline's own tracking."""
-    write_params(params)
-    for stage in ("train", "evaluate"):
-        for path in map(Path, tracking.dvcfiles.declared(stage)["outs"]):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"content")
-    Path("reports/train.json").write_text("{}")
-    Path("reports/evaluate.json").write_text(f'{{"test": {{"mse": {made_up_mse(params.model.bottleneck_size)}}}}}')
-    Path(tracking.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
-    tracking.log_evaluation(params, AutoEncoder(Architecture.from_params(params.model)))
+    write_results(folder, params)
+    metrics = {"test": {"mse": made_up_mse(params.model.bottleneck_size)}}
+    Path("reports/evaluate.json").write_text(json.dumps(metrics))
+    tracking.write_evaluation(params)
 
 
 @pytest.fixture
@@ -54,10 +43,9 @@ def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_dir / ".dvc").mkdir()
-    shutil.copy(PROJECT / "dvc.yaml", tmp_dir)
     for size in SIZES:
-        log_row(small_params(model__bottleneck_size=size))
+        log_row(tmp_dir, small_params(model__bottleneck_size=size))
+    assert delivery.deliver_all(tmp_dir) == []
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
         cwd=tmp_dir,

@@ -1,0 +1,133 @@
+"""What MLflow tracking costs: the pipeline with it and without it (PIPELINE_TRACKING=0), alternating.
+
+    make bench
+
+Two figures, each from one process group on one machine: the seconds that train and evaluate take more
+with tracking than without, at the committed parameters but for one epoch (fixed cost); and the seconds
+that each further epoch takes more, on scikit-learn's digits, whose epochs are short. The local store
+exists beforehand. Writes reports/benchmarks/tracking.json; works in a copy, so the workspace stays as it is.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import provenance
+
+RESULT_PATH = Path("reports/benchmarks/tracking.json")
+FIXED_REPETITIONS = 5
+EPOCH_REPETITIONS = 3
+FEW_EPOCHS, MANY_EPOCHS = 5, 65
+ON, OFF = "1", "0"
+
+
+def main() -> None:
+    if not Path("data/prepared/train.safetensors").is_file():
+        sys.exit("error: there is no data to train on; `make run` first")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_workspace(Path(folder) / "copy")
+        change_params(copy, train={"n_epochs": 1})
+        run_stage(copy, "evaluate", ON)  # makes the store
+        fixed: dict[str, list[float]] = {ON: [], OFF: []}
+        for _ in range(FIXED_REPETITIONS):
+            for tracking in (ON, OFF):
+                fixed[tracking].append(run_stage(copy, "train", tracking) + run_stage(copy, "evaluate", tracking))
+                wait_for_background(copy)
+
+        change_params(copy, data={"dataset": "digits"}, model={"n_layers": 2})
+        for stage in ("prepare", "baselines"):
+            run_stage(copy, stage, OFF)
+        per_epoch: dict[str, list[float]] = {ON: [], OFF: []}
+        for _ in range(EPOCH_REPETITIONS):
+            for tracking in (ON, OFF):
+                seconds = {}
+                for n_epochs in (FEW_EPOCHS, MANY_EPOCHS):
+                    change_params(copy, train={"n_epochs": n_epochs})
+                    seconds[n_epochs] = run_stage(copy, "train", tracking)
+                    wait_for_background(copy)
+                per_epoch[tracking].append((seconds[MANY_EPOCHS] - seconds[FEW_EPOCHS]) / (MANY_EPOCHS - FEW_EPOCHS))
+    result = {
+        "machine": provenance.environment("cpu") | {"cores": os.cpu_count(), "system": platform.platform()},
+        "fixed_seconds": summary(fixed),
+        "seconds_per_epoch": summary(per_epoch),
+    }
+    RESULT_PATH.parent.mkdir(parents=True, exist_ok=True)
+    RESULT_PATH.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+
+
+def copy_workspace(target: Path) -> Path:
+    """A git clone with the workspace's code and data in it."""
+    subprocess.run(["git", "clone", "-q", ".", target], check=True)
+    for name in ("pipeline", "data/prepared", "data/baselines", "models", "reports"):
+        shutil.copytree(name, target / name, dirs_exist_ok=True)
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+        shutil.copy(name, target)
+    return target
+
+
+def change_params(folder: Path, **sections: dict[str, Any]) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, values in sections.items():
+        params[section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def run_stage(folder: Path, stage: str, tracking: str) -> float:
+    """The seconds that a stage's process takes."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", f"pipeline.{stage}"],
+        cwd=folder,
+        env=environment | {"PIPELINE_TRACKING": tracking},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return time.perf_counter() - started
+
+
+def wait_for_background(folder: Path) -> None:
+    """Until nothing is being delivered any more, so that it slows no other measurement."""
+    while list((folder / ".mlflow-journal").glob("[!.]*/")):
+        time.sleep(0.2)
+    time.sleep(1)
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    medians = {tracking: statistics.median(values) for tracking, values in seconds.items()}
+    return {
+        "with": [round(value, 4) for value in seconds[ON]],
+        "without": [round(value, 4) for value in seconds[OFF]],
+        "median_with": round(medians[ON], 4),
+        "median_without": round(medians[OFF], 4),
+        "median_difference": round(medians[ON] - medians[OFF], 4),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = ["| | with tracking | without | difference |", "|---|---|---|---|"]
+    for name, label in (
+        ("fixed_seconds", "train and evaluate, one epoch"),
+        ("seconds_per_epoch", "each further epoch"),
+    ):
+        values = result[name]
+        cells = [f"{values[key]:.3f} s" for key in ("median_with", "median_without", "median_difference")]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    machine = result["machine"]
+    rows.append(f"\n{machine['env.hardware']}, {machine['cores']} cores, torch {machine['env.torch']}")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Bring journals to MLflow, each event once and as of the time at which it happened.
+
+    python -m pipeline.delivery FOLDER      (started by a training or an evaluation for its journal)
+
+It runs beside the stage in a process of its own: a store that is slow, hangs or dies costs the stage
+nothing, and a stage that is killed still gets its row closed. What could not be delivered stays in the
+journal; the next run on this machine delivers it, or `make sync`.
+
+Every step may be repeated: a run is found by its journal's name before it is made, MLflow takes a metric
+of the same time and value once, tags, parameters and artifacts replace themselves.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import processes
+from pipeline.errors import PipelineError
+from pipeline.journal import Event, Journal, journals
+from pipeline.store import open_store, store_name, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+JOURNAL_TAG = "journal"
+FINGERPRINT_TAG = "fingerprint"
+EVALUATION_TAG = "evaluation"
+POLL_SECONDS = 0.1
+# A training that takes less has no time to spare for them.
+SECONDS_BEFORE_IMPORTS = 10.0
+LONGEST_PAUSE_SECONDS = 30.0
+# MLflow's own limit for one request.
+METRICS_IN_A_BATCH = 1000
+
+
+def main() -> None:
+    journal = Journal(Path(sys.argv[1]))
+    root = journal.folder.parents[1]
+    os.chdir(root)
+    follow(journal, root)
+
+
+def follow(journal: Journal, root: Path) -> None:
+    """Deliver a journal while it is being written, after those that were left before it.
+
+    Returns once it is delivered to its end, or when its run has ended and the store fails; while the run
+    goes on it is tried again, after pauses that grow.
+    """
+    # An evaluation belongs to a training that an outage may have kept back.
+    backlog = [older for older in journals(root, store_name(tracking_uri(root), root)) if older.id < journal.id]
+    owner = journal.events()[0]["owner"]
+    started = time.monotonic()
+    seen, ended, pending, pause, next_try = 0, False, False, 1.0, 0.0
+    while journal.exists():
+        if not ended and processes.is_gone(owner):
+            journal.settle()
+        if journal.size() != seen:
+            seen, ended, pending = journal.size(), journal.has_ended(), True
+        if pending and (ended or time.monotonic() >= next_try):
+            try:
+                while backlog:
+                    _try_to_catch_up(backlog.pop(0))
+                deliver(journal)
+                pending, pause = False, 1.0
+            except Exception as error:
+                journal.note_problem(error)
+                if ended:
+                    return
+                next_try = time.monotonic() + pause
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        if not pending and time.monotonic() - started > SECONDS_BEFORE_IMPORTS:
+            _import_for_the_model()
+        time.sleep(POLL_SECONDS)
+
+
+def _import_for_the_model() -> None:
+    """Imports that take seconds, while the training goes on."""
+    import mlflow.pytorch  # noqa: F401
+
+    import pipeline.model  # noqa: F401
+
+
+def deliver_all(root: Path) -> list[Journal]:
+    """Deliver every journal that is for the present store; those that could not be, their problem noted."""
+    waiting = journals(root, store_name(tracking_uri(root), root))
+    for journal in waiting:
+        _try_to_catch_up(journal)
+    return [journal for journal in waiting if journal.exists()]
+
+
+def _try_to_catch_up(journal: Journal) -> None:
+    """Deliver a journal that an earlier process left, or note in it why that fails."""
+    try:
+        journal.settle()
+        deliver(journal)
+    except Exception as error:
+        if journal.exists():  # else another process has just delivered it
+            journal.note_problem(error)
+
+
+def deliver(journal: Journal) -> None:
+    """Send what the store lacks of a journal; delete the journal if that was its end.
+
+    Raises:
+        PipelineError: the store cannot be opened.
+        Exception: whatever the store raises; what was sent until then is noted and not sent again.
+    """
+    with journal.lock:
+        if not journal.exists():
+            journal.remove_lock()
+            return
+        events, state = journal.events(), journal.state()
+        start = events[0]
+        _insist_that_its_training_is_delivered(journal, start)
+        with journal.asking():
+            client, experiment_id = open_store(start["experiment"])
+            run, created = _find_or_create(client, experiment_id, journal.id, start)
+        run_id = run.info.run_id
+        # A run that somebody deleted meanwhile is made anew, from the first event on.
+        position = state["delivered"] if run_id == state["run_id"] else 0
+        journal.set_state(run_id=run_id, delivered=position)
+        if not created and run.data.tags.get(EVALUATION_TAG) == start["evaluation"]:
+            position = len(events)  # the run has all of it
+        while position < len(events):
+            batch = _batch(events[position:])
+            if created or not (batch[0]["kind"] == "start" or batch[0].get("replay")):
+                _send(client, journal, run_id, batch)
+            position += len(batch)
+            journal.set_state(delivered=position)
+        journal.clear_problem()
+        if any(event["kind"] == "end" for event in events):
+            journal.remove()
+
+
+def _insist_that_its_training_is_delivered(journal: Journal, start: Event) -> None:
+    """An evaluation that overtook its training would make a second run."""
+    wanted = start.get("fingerprint")
+    for older in journals(journal.folder.parents[1], start["store"]):
+        if wanted is not None and older.id < journal.id and older.fingerprint() == wanted:
+            raise PipelineError(f"the training that it belongs to could not be delivered ({older.folder.name})")
+
+
+def _find_or_create(client: "MlflowClient", experiment_id: str, journal_id: str, start: Event) -> "tuple[Run, bool]":
+    """The run of a journal and whether it was made for it.
+
+    An evaluation's is that of its training; only where the store has none it is made anew.
+    """
+    made_before = _newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{journal_id}'")
+    if made_before is not None:
+        return made_before, True
+    trained = find_training(client, experiment_id, start["fingerprint"]) if "fingerprint" in start else None
+    if trained is not None:
+        return trained, False
+    tags = start["tags"] | {JOURNAL_TAG: journal_id}
+    return client.create_run(experiment_id, start["time"], tags, start["name"]), True
+
+
+def find_training(client: "MlflowClient", experiment_id: str, fingerprint: str) -> "Run | None":
+    """The newest finished run that wrote what the fingerprint is a hash of."""
+    wanted = f"tags.{FINGERPRINT_TAG} = '{fingerprint}' AND attributes.status = 'FINISHED'"
+    return _newest(client, experiment_id, wanted)
+
+
+def _newest(client: "MlflowClient", experiment_id: str, condition: str) -> "Run | None":
+    found = client.search_runs([experiment_id], condition, max_results=1, order_by=["start_time DESC"])
+    return found[0] if found else None
+
+
+def _batch(events: list[Event]) -> list[Event]:
+    """The events at the beginning that go in one request: metrics together, others alone."""
+    batch, n_metrics = [events[0]], len(events[0].get("values", ()))
+    for event in events[1:]:
+        n_metrics += len(event.get("values", ()))
+        alike = event["kind"] == batch[0]["kind"] == "metrics" and event.get("replay") == batch[0].get("replay")
+        if not alike or n_metrics > METRICS_IN_A_BATCH:
+            break
+        batch.append(event)
+    return batch
+
+
+def _send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Event]) -> None:
+    event = batch[0]
+    if event["kind"] == "model":
+        _send_model(client, journal, run_id, event)
+        return
+    with journal.asking():
+        match event["kind"]:
+            case "start":
+                _send_start(client, journal, run_id, event)
+            case "metrics":
+                _send_metrics(client, run_id, batch)
+            case "tags":
+                for name, value in event["values"].items():
+                    client.set_tag(run_id, name, value)
+            case "inputs":
+                _send_inputs(client, run_id, event)
+            case "artifact":
+                client.log_artifact(run_id, str(journal.folder / event["file"]), event["folder"] or None)
+            case "end":
+                client.set_terminated(run_id, event["status"], event["time"])
+            case unknown:
+                raise PipelineError(f"{journal.folder} was written by another version: it has events {unknown!r}")
+
+
+def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(name, value) for name, value in event["params"].items()])
+    close_runs_of_dead_processes(client, client.get_run(run_id), journal.folder.parent)
+
+
+def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", journal_folder: Path) -> None:
+    """KILLED, at the time of the last metric, for every other RUNNING run of this host whose process is gone.
+
+    These are runs whose journal is lost or lies in another clone; one that lies in `journal_folder`
+    will tell by itself how its run ended.
+    """
+    for run in client.search_runs([newest.info.experiment_id], "attributes.status = 'RUNNING'"):
+        has_journal = (journal_folder / run.data.tags.get(JOURNAL_TAG, "?")).is_dir()
+        if run.info.run_id != newest.info.run_id and not has_journal and processes.is_gone(run.data.tags):
+            epochs = client.get_metric_history(run.info.run_id, "train/mse")
+            last_heard = max((point.timestamp for point in epochs), default=run.info.start_time)
+            client.set_terminated(run.info.run_id, "KILLED", last_heard)
+
+
+def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:
+    """Metrics that have a step by nature go as they are; others only if their value is a new one."""
+    from mlflow.entities import Metric
+
+    known = client.get_run(run_id).data.metrics if any("step" not in event for event in batch) else {}
+    metrics = [
+        Metric(name, value, event["time"], event.get("step", 0))
+        for event in batch
+        for name, value in event["values"].items()
+        if "step" in event or known.get(name) != value
+    ]
+    for first in range(0, len(metrics), METRICS_IN_A_BATCH):
+        client.log_batch(run_id, metrics[first : first + METRICS_IN_A_BATCH])
+
+
+def _send_inputs(client: "MlflowClient", run_id: str, event: Event) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(item["name"], item["digest"], "local", json.dumps({"uri": item["path"]})),
+                [InputTag("mlflow.data.context", item["context"])],
+            )
+            for item in event["data_sets"]
+        ],
+    )
+
+
+def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
+    """The model in MLflow's own format, exported rather than pickled, for load_model and the registry."""
+    import mlflow.pytorch
+    import numpy as np
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipeline.model import load_model
+
+    pixels = TensorSpec(np.dtype(np.float32), (-1, 784))
+    model = load_model(journal.folder / event["file"]).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model"
+        description = Model(run_id=run_id)
+        mlflow.pytorch.save_model(
+            model,
+            path,
+            mlflow_model=description,
+            signature=ModelSignature(Schema([pixels]), Schema([pixels])),
+            input_example=np.zeros((2, 784), np.float32),  # two rows, so that the batch stays free
+            serialization_format="pt2",
+            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
+        )
+        with journal.asking():
+            run = client.get_run(run_id)
+            found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+            logged = next(iter(found), None) or client.create_logged_model(
+                run.info.experiment_id, "autoencoder", run_id, params=run.data.params
+            )
+            description.model_id = logged.model_id
+            description.save(f"{path}/MLmodel")
+            client.log_model_artifacts(logged.model_id, path)
+            client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+            outputs = run.outputs.model_outputs if run.outputs else []
+            if logged.model_id not in {output.model_id for output in outputs}:
+                client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Which runs made a model file, by its content.
+
+python -m pipeline.find_run [models/autoencoder.safetensors]
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline import dvcfiles
+from pipeline.errors import PipelineError, run_command
+from pipeline.store import open_store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", default="models/autoencoder.safetensors")
+    path = parser.parse_args().file
+    if not Path(path).is_file():
+        raise PipelineError(f"there is no file {path}; `dvc checkout` brings the last results back")
+    client, experiment_id = open_store()
+    md5 = dvcfiles.md5s([path])[path]
+    runs = client.search_runs([experiment_id], f"tags.`model.md5` = '{md5}'", order_by=["start_time DESC"])
+    if not runs:
+        raise PipelineError(f"no run in the store made {path}; `make sync` makes one for the workspace's results")
+    for run in runs:
+        tags = run.data.tags
+        commit = tags.get("dvc.experiment.commit") or tags.get("mlflow.source.git.commit", "without git")
+        dirty = " with changes" if tags.get("mlflow.source.git.dirty") == "true" else ""
+        print(f"{run.info.run_id}  {run.info.run_name}  {run.info.status}  code {commit[:10]}{dirty}")
+
+
+if __name__ == "__main__":
+    run_command(main)

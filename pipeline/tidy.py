@@ -1,0 +1,116 @@
+"""List what has had its day and what it takes on disk; with --remove, delete it.
+
+    python -m pipeline.tidy [--remove]
+
+- runs that were deleted in MLflow, with their artifacts and models (a tracking server tidies its own);
+- folders of DVC's temporary experiments that no process works in;
+- journals that a killed process had only begun. Those with something to deliver are never touched.
+
+What DVC keeps in its cache is its own to tidy: `dvc gc`.
+"""
+
+import argparse
+import io
+import shutil
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import psutil
+
+from pipeline.errors import run_command
+from pipeline.journal import FOLDER, journals
+from pipeline.repository import main_root
+from pipeline.store import is_server, open_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+# To begin a journal takes far less than a second.
+SECONDS_TO_BEGIN_A_JOURNAL = 3600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--remove", action="store_true", help="delete what is listed")
+    remove = parser.parse_args().remove
+
+    root = main_root()
+    total = 0
+    for path in [*begun_journals(root), *temporary_experiments(root)]:
+        total += show(str(path.relative_to(root)), [path])
+        if remove:
+            shutil.rmtree(path)
+    if is_server(tracking_uri(root)):
+        print("deleted runs on a tracking server are the server's to tidy: mlflow gc")
+    else:
+        client, experiment_id = open_store()
+        runs = deleted_runs(client, experiment_id)
+        for run, models in runs:
+            addresses = [run.info.artifact_uri, *(model.artifact_location for model in models)]
+            folders = [Path(url2pathname(urlsplit(uri).path)) for uri in addresses if uri.startswith("file:")]
+            total += show(f"deleted run {run.info.run_name}, {run.info.run_id}", folders)
+        if remove and runs:
+            delete_for_good(client, runs, tracking_uri(root))
+    print(f"{total / 1e6:9.1f} MB  in all{' removed' if remove else '; `python -m pipeline.tidy --remove` deletes it'}")
+    if n_waiting := len(journals(root)):
+        print(f"{n_waiting} journals wait for delivery: `make sync`")
+
+
+def show(what: str, paths: list[Path]) -> int:
+    """Print a line with the size on disk, and return it in bytes."""
+    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    print(f"{size / 1e6:9.1f} MB  {what}")
+    return size
+
+
+def begun_journals(root: Path) -> list[Path]:
+    """Journals that were never completed, or whose deletion was cut off."""
+    old = time.time() - SECONDS_TO_BEGIN_A_JOURNAL
+    return [path for path in (root / FOLDER).glob(".*") if path.stat().st_mtime < old]
+
+
+def temporary_experiments(root: Path) -> list[Path]:
+    """Folders of `dvc exp run --temp` and `--queue` without a process inside."""
+    folder = root / ".dvc/tmp/exps"
+    used = [Path(cwd) for process in psutil.process_iter(["cwd"]) if (cwd := process.info["cwd"])]
+    return [
+        path
+        for path in [*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]
+        if not any(cwd.is_relative_to(path) for cwd in used)
+    ]
+
+
+def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run, list[LoggedModel]]]":
+    """The runs that were deleted in MLflow, each with its models."""
+    from mlflow.entities import ViewType
+
+    runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
+    return [
+        (run, list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'")))
+        for run in runs
+    ]
+
+
+def delete_for_good(client: "MlflowClient", runs: "list[tuple[Run, list[LoggedModel]]]", uri: str) -> None:
+    """Delete runs that were deleted in MLflow with all that is theirs."""
+    from mlflow.cli import gc
+
+    ids = ["--run-ids", ",".join(run.info.run_id for run, _ in runs)]
+    models = [model.model_id for _, models in runs for model in models]
+    if models:
+        ids += ["--logged-model-ids", ",".join(models)]
+    for model_id in models:
+        # `mlflow gc` takes those only that are deleted too.
+        client.delete_logged_model(model_id)
+    with redirect_stdout(io.StringIO()):
+        # In this process: a command line would show the address's password to everyone on the machine.
+        gc.main(["--backend-store-uri", uri, "--tracking-uri", uri, *ids], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,225 @@
+"""Bringing journals to a real store: each event once, whatever interrupts it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline import delivery, processes, tracking
+from pipeline.journal import Journal, journals
+from tests.helpers import artifacts, small_params, stored
+
+PARAMS = small_params()
+# What delivery asks of a store that changes something in it.
+WRITES = (
+    "create_run",
+    "log_batch",
+    "set_tag",
+    "log_inputs",
+    "log_artifact",
+    "set_terminated",
+    "create_logged_model",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "log_outputs",
+)
+
+
+def train_and_evaluate() -> None:
+    """The journals of one whole run."""
+    with tracking.training_run(PARAMS, "cpu") as run:
+        for epoch in (1, 2):
+            run.log_epoch({"epoch": epoch, "train_mse": 0.1 / epoch, "valid_mse": 0.2 / epoch}, epoch_seconds=1.5)
+        run.log_training_outputs(PARAMS)
+    tracking.log_evaluation(PARAMS)
+
+
+def content(store: str) -> list[dict[str, Any]]:
+    """All that a store shows of its runs, the ids that differ from store to store aside."""
+    client = MlflowClient(store)
+    return [describe(client, run) for run in stored(store)]
+
+
+def describe(client: MlflowClient, run: Run) -> dict[str, Any]:
+    run_id = run.info.run_id
+    files = {path: Path(client.download_artifacts(run_id, path)).read_bytes() for path in artifacts(client, run_id)}
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    assert [model.model_id for model in models] == [output.model_id for output in outputs]
+    return {
+        "info": [run.info.run_name, run.info.status, run.info.start_time, run.info.end_time],
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "points": {
+            name: [(p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        },
+        "inputs": sorted((entry.dataset.name, entry.dataset.digest) for entry in inputs),
+        "models": [(str(model.status), model.name, model.params) for model in models],
+        "files": files,
+    }
+
+
+@pytest.fixture
+def undisturbed(results: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a store shows after a delivery that nothing disturbs; the journals are there again afterwards."""
+    train_and_evaluate()
+    shutil.copytree(results / ".mlflow-journal", tmp_path / "journals")
+    empty = shutil.copy(tmp_path / "store.db", tmp_path / "empty.db")
+    assert delivery.deliver_all(results) == []
+    assert journals(results) == []
+    expected = content(store)
+    shutil.copytree(tmp_path / "journals", results / ".mlflow-journal", dirs_exist_ok=True)
+    shutil.copy(empty, tmp_path / "store.db")
+    shutil.rmtree(results / "mlartifacts")
+    return expected
+
+
+def test_a_row_has_the_times_at_which_things_happened(results: Path, store: str) -> None:
+    """Start, end and every point carry the journal's times, however late they are delivered."""
+    train_and_evaluate()
+    events = [event for journal in journals(results) for event in journal.events()]
+    delivery.deliver_all(results)
+    (row,) = content(store)
+    end = next(event for event in events if event["kind"] == "end")
+    assert row["info"][1:] == ["FINISHED", events[0]["time"], end["time"]]
+    epochs = [event for event in events if event.get("step") == 2 and not event.get("replay")]
+    assert row["points"]["valid/mse"][-1] == (2, epochs[0]["time"], 0.1)
+    assert row["models"] == [("READY", "autoencoder", row["params"])]
+
+
+def test_a_delivery_interrupted_anywhere_ends_in_the_same_row(
+    undisturbed: list[dict[str, Any]], results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store dies after one to five requests, the last carried out, again and again: all is there once."""
+    counts = {"left": 0, "deaths": 0}
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            counts["left"] -= 1
+            if counts["left"] == 0:
+                counts["deaths"] += 1
+                raise ConnectionError("the store died")
+            return result
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in WRITES:
+            patched.setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
+        for attempt in range(200):
+            counts["left"] = 1 + attempt % 5
+            if not delivery.deliver_all(results):
+                break
+    assert counts["deaths"] > 10
+    assert content(store) == undisturbed
+
+
+def test_an_evaluation_does_not_overtake_its_training(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the training's journal is not delivered, its evaluation makes no row of its own."""
+    train_and_evaluate()
+    training, evaluation = journals(results)
+    send = delivery._send_model
+
+    def failing(*_: Any) -> None:
+        raise OSError("no room for the model")
+
+    monkeypatch.setattr(delivery, "_send_model", failing)
+    assert [journal.id for journal in delivery.deliver_all(results)] == [training.id, evaluation.id]
+    problem = evaluation.problem()
+    assert problem is not None
+    assert "the training that it belongs to could not be delivered" in problem[0]
+    assert "test/mse" not in stored(store)[0].data.metrics
+    monkeypatch.setattr(delivery, "_send_model", send)
+    assert delivery.deliver_all(results) == []
+    (row,) = stored(store)
+    assert row.data.metrics["test/mse"] == 0.04
+
+
+def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store: str) -> None:
+    """Its problem is noted in it, in one line."""
+    train_and_evaluate()
+    bad, *_ = journals(results)
+    with (bad.folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "song", "time": 1}) + "\n")
+    tracking.log_evaluation(small_params(evaluate__manifold_size=7))
+    left = delivery.deliver_all(results)
+    assert bad.id in {journal.id for journal in left}
+    assert "was written by another version: it has events 'song'" in (bad.problem() or ("",))[0]
+    assert "7" in {row.data.params["evaluate.manifold_size"] for row in stored(store)}
+
+
+def test_only_the_present_stores_journals_are_delivered(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was made for a tracking server does not end up in another store."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@127.0.0.1:9/")
+        train_and_evaluate()
+    assert delivery.deliver_all(results) == []
+    assert stored(store) == []
+    assert {journal.start()["store"] for journal in journals(results)} == {"http://127.0.0.1:9/"}
+    assert not any(b"hunter2" in path.read_bytes() for path in results.rglob("*") if path.is_file())
+
+
+def test_a_run_deleted_meanwhile_is_made_anew(results: Path, store: str) -> None:
+    """Deleting a row that is being written loses nothing of the run."""
+    with tracking.training_run(PARAMS, "cpu") as run:
+        run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        delivery.deliver_all(results)
+        MlflowClient(store).delete_run(stored(store)[0].info.run_id)
+        run.log_epoch({"epoch": 2, "train_mse": 0.1}, epoch_seconds=1)
+    delivery.deliver_all(results)
+    (row,) = content(store)
+    assert [step for step, *_ in row["points"]["train/mse"]] == [1, 2]
+    assert row["params"]["model.bottleneck_size"] == "2"
+
+
+def test_many_epochs_go_in_few_requests(results: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an outage kept back is sent in batches of MLflow's size."""
+    with tracking.training_run(PARAMS, "cpu") as run:
+        for epoch in range(1, 701):
+            run.log_epoch({"epoch": epoch, "train_mse": 0.1, "valid_mse": 0.1}, epoch_seconds=1)
+    sizes = []
+    log_batch = MlflowClient.log_batch
+
+    def counting(client: MlflowClient, run_id: str, metrics: Any = (), **more: Any) -> None:
+        sizes.append(len(metrics))
+        log_batch(client, run_id, metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counting)
+    delivery.deliver_all(results)
+    assert [size for size in sizes if size] == [999, 999, 102]
+    assert len(content(store)[0]["points"]["train/mse"]) == 700
+
+
+def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> None:
+    """The next run sets a RUNNING row of this host whose process is gone to KILLED, at its last metric; no other."""
+    client = MlflowClient(store)
+    with tracking.training_run(PARAMS, "cpu"):
+        delivery.deliver_all(results)
+        experiment = stored(store)[0].info.experiment_id
+    me = processes.identity()
+    gone = {**me, "process.boot": "another"}
+    tags = {"lost": gone, "elsewhere": gone | {"process.host": "elsewhere"}, "alive": me, "unknown": {}}
+    ids = {name: client.create_run(experiment, 1, tags=values).info.run_id for name, values in tags.items()}
+    client.log_metric(ids["lost"], "train/mse", 0.1, timestamp=77)
+    # Its journal is here and not delivered: only that knows how it ended.
+    with Journal.create(results) as journal:
+        journal.append(journals(results)[0].start() | {"owner": gone})
+    ids["kept"] = client.create_run(experiment, 1, tags=gone | {"journal": journal.id}).info.run_id
+    with tracking.training_run(PARAMS, "cpu"):
+        delivery.deliver(journals(results)[-1])
+    status = {name: client.get_run(run_id).info.status for name, run_id in ids.items()}
+    assert status.pop("lost") == "KILLED"
+    assert set(status.values()) == {"RUNNING"}
+    assert client.get_run(ids["lost"]).info.end_time == 77

@@ -1,0 +1,81 @@
+"""`python -m pipeline.tidy`: what goes, and what must not."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import delivery, tidy, tracking
+from pipeline.journal import Journal, journals
+from tests.helpers import small_params, stored
+
+
+def tidy_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    monkeypatch.setattr("sys.argv", ["tidy", *options])
+    tidy.main()
+    return capsys.readouterr().out
+
+
+def stored_files(root: Path) -> set[Path]:
+    """What MLflow keeps in files (it leaves empty folders behind)."""
+    return {path for path in (root / "mlartifacts").rglob("*") if path.is_file()}
+
+
+def test_deleted_runs_go_with_all_that_is_theirs(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Listed first; with --remove the row, its artifacts and its model are gone, and no other's."""
+    for seed in (0, 1):
+        tracking.log_evaluation(small_params(train__seed=seed))
+    delivery.deliver_all(results)
+    doomed, kept = stored(store)
+    client = MlflowClient(store)
+    client.delete_run(doomed.info.run_id)
+    files = stored_files(results)
+
+    listed = tidy_up(monkeypatch, capsys)
+    assert f"deleted run digits k=2 seed=1, {doomed.info.run_id}" in listed
+    assert kept.info.run_id not in listed
+    assert stored_files(results) == files
+
+    tidy_up(monkeypatch, capsys, "--remove")
+    assert kept.outputs is not None
+    kept_ids = {kept.info.run_id, kept.outputs.model_outputs[0].model_id}
+    assert stored_files(results) == {path for path in files if kept_ids & set(path.parts)} != set()
+    assert client.download_artifacts(kept.info.run_id, "params.yaml")
+    assert "0.0 MB  in all" in tidy_up(monkeypatch, capsys)
+
+
+def test_temporary_experiments_without_a_process_go(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in which something still works stays, and so does what DVC's queue needs."""
+    left, used, queue = (results / ".dvc/tmp/exps" / name for name in ("tmpleft", "standalone/tmpused", "celery"))
+    for folder in (left, used, queue):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"x" * 1_000_000)
+    worker = subprocess.Popen(["sleep", "60"], cwd=used)
+    try:
+        assert "      1.0 MB  .dvc/tmp/exps/tmpleft" in tidy_up(monkeypatch, capsys, "--remove")
+    finally:
+        worker.kill()
+        worker.wait()
+    assert (left.exists(), used.exists(), queue.exists()) == (False, True, True)
+
+
+def test_journals_that_wait_are_never_touched(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what a killed process had begun, and not what it may be writing at this moment."""
+    tracking.log_evaluation(small_params())
+    (waiting,) = journals(results)
+    old, new = (Journal(waiting.folder.with_name(name)) for name in (".20200101-old", ".20200101-new"))
+    for begun in (old, new):
+        shutil.copytree(waiting.folder, begun.folder)
+    os.utime(old.folder, (0, 0))
+    said = tidy_up(monkeypatch, capsys, "--remove")
+    assert "1 journals wait for delivery: `make sync`" in said
+    assert (old.exists(), new.exists(), waiting.exists()) == (False, True, True)

@@ -1,0 +1,93 @@
+"""A real MLflow server on loopback that tests start, kill and start again, and servers that misbehave."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.helpers import environment, free_port, wait_until
+
+
+class TrackingServer:
+    """`mlflow server` on a folder of its own; its runs outlive it."""
+
+    def __init__(self, folder: Path, empty_store: Path):
+        folder.mkdir()
+        self.database = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
+        self.folder = folder
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        options += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *options],
+                env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true"),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self._answers, seconds=120)
+
+    def _answers(self) -> bool:
+        try:
+            urlopen(f"{self.address}/health", timeout=2).close()
+        except (URLError, OSError):
+            return False
+        return True
+
+    def kill(self) -> None:
+        """As a crash would: SIGKILL to all of its processes."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def failing_server() -> Iterator[str]:
+    """The address of a server that answers everything with 500."""
+
+    class Fail(BaseHTTPRequestHandler):
+        def fail(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_error(500)
+
+        do_GET = do_POST = do_PUT = do_PATCH = fail
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fail)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def absent_server() -> Iterator[str]:
+    """The address of nothing."""
+    yield f"http://127.0.0.1:{free_port()}"
