@@ -37,8 +37,8 @@ MODEL_PATH = "models/autoencoder.safetensors"
 HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
-# How long a stage's end waits for an answer before it asks whether the server is there at all, for the
-# same, from a server that is there, and for everything together.
+# How long a stage's end waits for an answer before it asks whether the server is still there, for an
+# answer of a server that is there, and for everything together.
 PATIENCE_SECONDS = 1.0
 SLOW_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 60.0
@@ -198,6 +198,9 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
     """
     started, started_clock = time.monotonic(), time.time()
     later = "the journal keeps the run, the next one or `make sync` delivers it"
+    silent = f"MLflow does not answer; delivery goes on in the background; should it fail, {later}"
+    if not _server_answers():
+        return silent
     while journal.exists() and (n_events is None or journal.state()["delivered"] < n_events):
         problem = journal.problem()
         if problem is not None and problem[1] >= started_clock:
@@ -208,7 +211,7 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
         if time.monotonic() - started > LONGEST_WAIT_SECONDS or (
             waits > PATIENCE_SECONDS and (waits > SLOW_SECONDS or not _server_answers())
         ):
-            return f"MLflow is slow to answer; delivery goes on in the background; should it fail, {later}"
+            return silent
         time.sleep(0.05)
     return None
 
@@ -226,8 +229,8 @@ def _server_answers() -> bool:
         return True
     try:
         urlopen(f"{store.store_name(uri, main_root()).rstrip('/')}/health", timeout=PATIENCE_SECONDS).close()
-    except HTTPError:  # an answer, too
-        return True
+    except HTTPError as error:  # without a password, say
+        return error.code < 500
     except OSError:
         return False
     return True

