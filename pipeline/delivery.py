@@ -15,34 +15,42 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pipeline
 from pipeline import processes
 from pipeline.errors import PipelineError
-from pipeline.journal import Event, Journal, journals
+from pipeline.journal import Event, Journal, journals, one_line
 from pipeline.store import open_store, store_name, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.models import Model
 
 JOURNAL_TAG = "journal"
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation"
 POLL_SECONDS = 0.1
 # A training that takes less has no time to spare for them.
-SECONDS_BEFORE_IMPORTS = 10.0
+SECONDS_BEFORE_IMPORTS = 30.0
 LONGEST_PAUSE_SECONDS = 30.0
+UPLOAD_SECONDS = 60
 # MLflow's own limit for one request.
 METRICS_IN_A_BATCH = 1000
 
 
 def main() -> None:
+    os.nice(10)  # the stage has the processors first
     journal = Journal(Path(sys.argv[1]))
     root = journal.folder.parents[1]
     os.chdir(root)
+    # The code is that of the stage; its folder may go away, if it is one of DVC's temporary ones.
+    pipeline.__path__.append(str(root / "pipeline"))
     follow(journal, root)
 
 
@@ -139,11 +147,11 @@ def deliver(journal: Journal) -> None:
 
 
 def _insist_that_its_training_is_delivered(journal: Journal, start: Event) -> None:
-    """An evaluation that overtook its training would make a second run."""
+    """An evaluation that overtook its training, or an earlier one of the same training, would make a second run."""
     wanted = start.get("fingerprint")
     for older in journals(journal.folder.parents[1], start["store"]):
         if wanted is not None and older.id < journal.id and older.fingerprint() == wanted:
-            raise PipelineError(f"the training that it belongs to could not be delivered ({older.folder.name})")
+            raise PipelineError(f"the training that it belongs to could not be delivered ({older.id})")
 
 
 def _find_or_create(client: "MlflowClient", experiment_id: str, journal_id: str, start: Event) -> "tuple[Run, bool]":
@@ -201,7 +209,8 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Eve
             case "inputs":
                 _send_inputs(client, run_id, event)
             case "artifact":
-                client.log_artifact(run_id, str(journal.folder / event["file"]), event["folder"] or None)
+                with _time_to_upload():
+                    client.log_artifact(run_id, str(journal.folder / event["file"]), event["folder"] or None)
             case "end":
                 client.set_terminated(run_id, event["status"], event["time"])
             case unknown:
@@ -226,7 +235,8 @@ def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", journal_
         if run.info.run_id != newest.info.run_id and not has_journal and processes.is_gone(run.data.tags):
             epochs = client.get_metric_history(run.info.run_id, "train/mse")
             last_heard = max((point.timestamp for point in epochs), default=run.info.start_time)
-            client.set_terminated(run.info.run_id, "KILLED", last_heard)
+            if client.get_run(run.info.run_id).info.status == "RUNNING":  # it may have ended meanwhile
+                client.set_terminated(run.info.run_id, "KILLED", last_heard)
 
 
 def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:
@@ -260,42 +270,69 @@ def _send_inputs(client: "MlflowClient", run_id: str, event: Event) -> None:
 
 
 def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
-    """The model in MLflow's own format, exported rather than pickled, for load_model and the registry."""
-    import mlflow.pytorch
-    import numpy as np
+    """The model in MLflow's own format, exported rather than pickled, for load_model and the registry.
+
+    Weights that the present code cannot load (it was changed before they could be delivered) are left
+    out, with a tag that says so: nothing would ever bring them through.
+    """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import Model
 
-    from pipeline.model import load_model
-
-    pixels = TensorSpec(np.dtype(np.float32), (-1, 784))
-    model = load_model(journal.folder / event["file"]).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model"
         description = Model(run_id=run_id)
-        mlflow.pytorch.save_model(
-            model,
-            path,
-            mlflow_model=description,
-            signature=ModelSignature(Schema([pixels]), Schema([pixels])),
-            input_example=np.zeros((2, 784), np.float32),  # two rows, so that the batch stays free
-            serialization_format="pt2",
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
-        )
+        try:
+            _export(journal.folder / event["file"], path, description)
+        except Exception as error:
+            client.set_tag(run_id, "model.problem", one_line(error))
+            return
         with journal.asking():
             run = client.get_run(run_id)
             found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
             logged = next(iter(found), None) or client.create_logged_model(
                 run.info.experiment_id, "autoencoder", run_id, params=run.data.params
             )
-            description.model_id = logged.model_id
-            description.save(f"{path}/MLmodel")
+        description.model_id = logged.model_id
+        description.save(f"{path}/MLmodel")
+        with journal.asking(), _time_to_upload():
             client.log_model_artifacts(logged.model_id, path)
+        with journal.asking():
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
             outputs = run.outputs.model_outputs if run.outputs else []
             if logged.model_id not in {output.model_id for output in outputs}:
                 client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _export(weights: Path, path: str, description: "Model") -> None:
+    """Write MLflow's format of a model to the folder `path`, which must not exist."""
+    import mlflow.pytorch
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipeline.model import load_model
+
+    pixels = TensorSpec(np.dtype(np.float32), (-1, 784))
+    mlflow.pytorch.save_model(
+        load_model(weights).eval(),
+        path,
+        mlflow_model=description,
+        signature=ModelSignature(Schema([pixels]), Schema([pixels])),
+        input_example=np.zeros((2, 784), np.float32),  # two rows, so that the batch stays free
+        serialization_format="pt2",
+        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
+    )
+
+
+@contextmanager
+def _time_to_upload() -> Iterator[None]:
+    """A file needs longer than an answer does; nobody waits for it."""
+    before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(int(before), UPLOAD_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
 
 
 if __name__ == "__main__":

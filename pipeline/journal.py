@@ -18,11 +18,12 @@ An event with `replay` is what training would have said; it is for a run that di
 """
 
 import json
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Journal:
         journal.folder.mkdir(parents=True)
         try:
             yield journal
+            # So that not even a machine that goes down leaves a journal without its beginning.
+            with (journal.folder / "events.jsonl").open("rb") as file:
+                os.fsync(file.fileno())
         except BaseException:
             shutil.rmtree(journal.folder)
             raise
@@ -84,7 +88,11 @@ class Journal:
         """Write events down, with the present time unless they carry another (`time`, in ms since 1970)."""
         now = now_ms()
         lines = "".join(json.dumps({"time": now} | event) + "\n" for event in events)
-        with (self.folder / "events.jsonl").open("ab") as file:
+        with (self.folder / "events.jsonl").open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a kill or a full disk cut the last line off
+                    lines = f"\n{lines}"
             file.write(lines.encode())
 
     def append_artifact(self, path: Path, folder: str, **more: Any) -> None:
@@ -109,7 +117,11 @@ class Journal:
         return found
 
     def start(self) -> Event:
-        """The first event."""
+        """The first event.
+
+        Raises:
+            ValueError: the journal is damaged.
+        """
         with (self.folder / "events.jsonl").open("rb") as file:
             return json.loads(file.readline())
 
@@ -117,15 +129,13 @@ class Journal:
         return any(event["kind"] == "end" for event in self.events())
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of the training, once it has one; of an evaluation None."""
+        """The fingerprint of the training that it is of or belongs to, as soon as there is one."""
         try:
             events = self.events()
         except FileNotFoundError:  # delivered a moment ago
             return None
-        for event in events:
-            if event["kind"] == "tags" and "fingerprint" in event["values"] and not event.get("replay"):
-                return event["values"]["fingerprint"]
-        return None
+        tags = [event["values"] for event in events if event["kind"] == "tags"]
+        return next((values["fingerprint"] for values in tags if "fingerprint" in values), None)
 
     def size(self) -> int:
         """The number of bytes written so far; 0 once the journal is gone."""
@@ -136,12 +146,9 @@ class Journal:
 
     def settle(self) -> None:
         """Write down the end of a run whose process is gone: KILLED, when it was last heard of."""
-        if self.has_ended() or not processes.is_gone(self.start()["owner"]):
-            return
-        end = {"kind": "end", "time": self.events()[-1]["time"], "status": "KILLED"}
-        with (self.folder / "events.jsonl").open("ab") as file:
-            # The last line may have been cut off.
-            file.write(f"\n{json.dumps(end)}\n".encode())
+        # In this order: once it is gone it can write no other end.
+        if processes.is_gone(self.start()["owner"]) and not self.has_ended():
+            self.append({"kind": "end", "time": self.events()[-1]["time"], "status": "KILLED"})
 
     def state(self) -> dict[str, Any]:
         """How far delivery is.
@@ -149,9 +156,11 @@ class Journal:
         run_id, None before there is a run; delivered, a number of events; asking_since, when the request
         that is out was sent (seconds since 1970), or None.
         """
-        path = self.folder / "state.json"
         empty = {"run_id": None, "delivered": 0, "asking_since": None}
-        return empty | (json.loads(path.read_text()) if path.is_file() else {})
+        try:
+            return empty | json.loads((self.folder / "state.json").read_text())
+        except (FileNotFoundError, ValueError):  # nothing sent yet, or lost: to send it again does no harm
+            return empty
 
     def set_state(self, **values: Any) -> None:
         """Change some values of the state, with the journal's lock held."""
@@ -184,16 +193,28 @@ class Journal:
 
 
 def journals(root: Path, store: str | None = None) -> list[Journal]:
-    """The journals of a repository, of `store` or of all, that are not wholly delivered, the oldest first."""
+    """The journals of a repository, of `store` or of all, that are not wholly delivered, the oldest first.
+
+    A damaged one, which tells nothing, is left out.
+    """
     found = []
     for path in sorted((root / FOLDER).glob("[!.]*/events.jsonl")):
         journal = Journal(path.parent)
         try:
             if store in (None, journal.start()["store"]):
                 found.append(journal)
-        except FileNotFoundError:  # delivered a moment ago
+        except (FileNotFoundError, ValueError):  # delivered a moment ago, or damaged
             continue
     return found
+
+
+def stores_waited_for(root: Path) -> set[str]:
+    """The stores for which there are journals."""
+    waiting = set()
+    for journal in journals(root):
+        with suppress(FileNotFoundError):  # delivered a moment ago
+            waiting.add(journal.start()["store"])
+    return waiting
 
 
 def now_ms() -> int:

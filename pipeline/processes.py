@@ -9,44 +9,60 @@ from pathlib import Path
 
 import psutil
 
-# Process ids are used again, so a start time belongs to them; a clock that is set moves it a little.
-START_TOLERANCE_SECONDS = 2.0
-
 
 def identity(pid: int | None = None) -> dict[str, str]:
     """MLflow tags that name a process (this one, unless `pid` says another) among all that this host has run."""
     process = psutil.Process(pid)
-    return {
-        "process.host": socket.gethostname(),
-        "process.boot": boot_id(),
+    return _place() | {
+        "process.boot": _line("/proc/sys/kernel/random/boot_id"),
         "process.pid": str(process.pid),
-        "process.started": str(process.create_time()),
+        "process.started": _started(process),
     }
 
 
 def is_gone(tags: dict[str, str]) -> bool:
     """Whether the process that `identity` described has ended.
 
-    False for one of another host, of which nothing can be known, and where tags are missing.
+    False for one of another host or container, of which nothing can be known, and where tags are missing.
     """
-    if tags.get("process.host") != socket.gethostname() or "process.started" not in tags:
+    if "process.started" not in tags or any(tags.get(name) != value for name, value in _place().items()):
         return False
-    if tags["process.boot"] != boot_id():
+    if tags["process.boot"] != _line("/proc/sys/kernel/random/boot_id"):
         return True
     try:
         process = psutil.Process(int(tags["process.pid"]))
-        started = process.create_time()
-        if process.status() == psutil.STATUS_ZOMBIE:  # it has ended, only its parent has not asked how
-            return True
+        # A zombie has ended, only its parent has not asked how.
+        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != tags["process.started"]
     except psutil.NoSuchProcess:
         return True
-    return abs(started - float(tags["process.started"])) > START_TOLERANCE_SECONDS
 
 
-def boot_id() -> str:
-    """What differs after every start of the machine; empty where the system does not tell."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else ""
+def _place() -> dict[str, str]:
+    """Where process ids mean the same: a machine, and on it the namespace of a container."""
+    namespace = Path("/proc/self/ns/pid")
+    return {
+        "process.host": socket.gethostname(),
+        "process.machine": _line("/etc/machine-id"),
+        "process.namespace": str(namespace.readlink()) if namespace.is_symlink() else "",
+    }
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process started, since process ids are used again.
+
+    Linux counts it from the start of the machine: psutil adds that to a clock which may be set meanwhile.
+    """
+    stat = _line(f"/proc/{process.pid}/stat")
+    # The 22nd field; the second, a name in parentheses, may hold spaces.
+    return stat.rpartition(")")[2].split()[19] if stat else str(process.create_time())
+
+
+def _line(path: str) -> str:
+    """The text of a system file; empty where there is none."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from pipeline import dvcfiles
 from pipeline.redaction import redact_diff
 
 LARGEST_DIFF = 200_000
+# Whatever a user's own git configuration says.
+PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
 
 
 def tags() -> dict[str, str]:
@@ -31,7 +33,7 @@ def changed_code() -> list[str] | None:
     Without what a run changes itself: parameters are recorded as such, and DVC deletes a stage's outs
     before it runs. None where there is no git or no commit.
     """
-    changed = _git("diff", "--name-only", "HEAD")
+    changed = _git("diff", "--relative", "--name-only", "HEAD")
     if changed is None:
         return None
     untracked = _git("ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
@@ -44,14 +46,21 @@ def diff_of_code() -> str:
 
     What is longer than `LARGEST_DIFF` characters is cut off, with a line that says so.
     """
-    parts = []
-    for path in changed_code() or []:
-        known = _git("ls-files", "--", path)
+    paths = changed_code() or []
+    if not paths:
+        return ""
+    known = (_git("ls-files", "--", *paths) or "").splitlines()
+    deleted = (_git("diff", "--relative", "--name-only", "--diff-filter=D", "HEAD", "--", *paths) or "").splitlines()
+    tracked = [path for path in paths if path in known or path in deleted]
+    diff = f"{_git('diff', *PLAIN, 'HEAD', '--', *tracked)}\n" if tracked else ""
+    for path in sorted(set(paths) - set(tracked)):
+        if len(diff) > LARGEST_DIFF:
+            break
         # A comparison with nothing is the only one that git makes of a file it does not know.
-        parts.append(_git("diff", "HEAD", "--", path) if known else _diff("--no-index", "--", os.devnull, path))
-    diff = "".join(f"{part}\n" for part in parts if part)
+        diff += f"{_diff(*PLAIN, '--no-index', '--', os.devnull, path)}\n"
     if len(diff) > LARGEST_DIFF:
-        diff = f"{diff[:LARGEST_DIFF]}\n(cut off: {len(diff):,} characters)\n"
+        # At the end of a line, for half a secret is not recognised.
+        diff = f"{diff[:LARGEST_DIFF].rpartition(chr(10))[0]}\n(cut off: it is longer)\n"
     return redact_diff(diff)
 
 
@@ -70,8 +79,8 @@ def environment(device: str) -> dict[str, str]:
     }
 
 
-def experiments() -> dict[str, str]:
-    """{name: commit} of the DVC experiments in this repository."""
+def experiments() -> dict[tuple[str, str], str]:
+    """{(commit that it started from, name): commit} of the DVC experiments in this repository."""
     listed = _git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or ""
     found = {}
     for line in listed.splitlines():
@@ -79,7 +88,7 @@ def experiments() -> dict[str, str]:
         # refs/exps/<2 digits>/<38 digits>/<name>; DVC keeps other things beside these.
         parts = ref.split("/")
         if len(parts) == 5 and len(parts[2]) == 2:
-            found[parts[4]] = commit
+            found[parts[2] + parts[3], parts[4]] = commit
     return found
 
 
@@ -99,7 +108,7 @@ def _cpu_name() -> str:
 def _git(*arguments: str) -> str | None:
     """A git command's output, or None where there is no git or no commit."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
+        done = subprocess.run(["git", "-c", "core.quotePath=false", *arguments], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.decode(errors="replace").strip()

@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -20,10 +21,13 @@ from pipeline.repository import main_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# A server that does not answer must not hold a stage up: MLflow's own defaults wait for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# MLflow's own defaults wait for minutes, and its retries would make a run twice where the first request
+# was only slow: delivery repeats what failed, after a look at what is there.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# What it would print holds the address with its password.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 DEFAULT_EXPERIMENT = "mnist-autoencoder"
 # Where MLflow's tables hold absolute addresses of artifacts.
@@ -49,7 +53,8 @@ def is_server(uri: str) -> bool:
 def store_name(uri: str, root: Path) -> str:
     """An address as journals keep it: without credentials, and the same after the repository was moved."""
     parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".replace(str(root), "")
+    path = parts.path if is_server(uri) else parts.path.replace(str(root), "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path.rstrip('/')}"
 
 
 def experiment_name() -> str:
@@ -81,10 +86,13 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     location = None if is_server(uri) else (root / "mlartifacts").as_uri()
     try:
         with nullcontext() if is_server(uri) else FileLock(root / ".mlflow.lock"):
-            follow_a_moved_repository(uri, root)
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient()
-            found = client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(name)  # refuses a store of an older MLflow
+            follow_a_moved_repository(uri, root)
+            if found is not None and found.lifecycle_stage == "deleted":
+                command = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                raise PipelineError(f"the experiment {name!r} is deleted in MLflow; restore it: {command}")
             if found is not None:
                 return client, found.experiment_id
             try:
@@ -94,7 +102,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
                 if (found := client.get_experiment_by_name(name)) is None:
                     raise
                 return client, found.experiment_id
-    except MlflowException as error:
+    except (MlflowException, sqlite3.Error, OSError) as error:
         reason = redact(" ".join(str(error).split()))[:300]
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
@@ -112,8 +120,8 @@ def upgrade_command(uri: str) -> str:
 def follow_a_moved_repository(uri: str, root: Path) -> None:
     """Lead a sqlite store inside the repository to its artifacts after the folder was moved or copied.
 
-    MLflow keeps absolute addresses. Those that end in this project's `mlartifacts` while the store
-    lies under another root are rewritten; called with the store's lock held.
+    MLflow keeps absolute addresses. Those under the `mlartifacts` of another repository, or of a folder
+    that is gone, are rewritten; called with the store's lock held.
     """
     path = Path(uri.removeprefix("sqlite:///"))
     if not (uri.startswith("sqlite:///") and path.is_relative_to(root) and path.is_file()):
@@ -126,6 +134,9 @@ def follow_a_moved_repository(uri: str, root: Path) -> None:
         for (old,) in locations:
             if old is None or old == new or not old.endswith("/mlartifacts") or not old.startswith("file://"):
                 continue
+            old_root = Path(url2pathname(urlsplit(old).path)).parent
+            if old_root.exists() and not (old_root / ".dvc").is_dir():
+                continue  # somebody's choice
             for table, column in ADDRESSES:
                 # Table and column are this module's own constants; the addresses are bound.
                 database.execute(

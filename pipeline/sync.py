@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from pipeline import delivery, dvcfiles, provenance, tracking
-from pipeline.errors import run_command
-from pipeline.journal import journals
+from pipeline.errors import PipelineError, run_command
+from pipeline.journal import journals, one_line, stores_waited_for
 from pipeline.params import load_params
 from pipeline.repository import main_root
 from pipeline.store import open_store, store_name, tracking_uri
@@ -43,8 +43,19 @@ def sync() -> bool:
     """Do all three steps and say what was done; False if something could not be delivered.
 
     Raises:
-        PipelineError: the store cannot be opened.
+        PipelineError: the store cannot be opened, or fails meanwhile.
     """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _sync()
+    except (MlflowException, OSError) as error:
+        raise PipelineError(
+            f"MLflow failed meanwhile; `make sync` goes on where it stopped: {one_line(error)}"
+        ) from None
+
+
+def _sync() -> bool:
     root = main_root()
     store = store_name(tracking_uri(root), root)
     client, experiment_id = open_store()
@@ -57,9 +68,10 @@ def sync() -> bool:
     if stale:
         print(f"the workspace has no results of a whole run to compare (not up to date: {', '.join(stale)})")
     else:
-        tracking.write_evaluation(load_params())
-        delivery.deliver_all(root)
         fingerprint = tracking.fingerprint(load_params())
+        if fingerprint not in {journal.fingerprint() for journal in journals(root, store)}:
+            tracking.write_evaluation(load_params())
+            delivery.deliver_all(root)
         if (run := delivery.find_training(client, experiment_id, fingerprint)) is not None:
             add_lock(client, run, Path("dvc.lock").read_text())
             print(f"MLflow holds the workspace's run: {run.info.run_name}, {run.info.run_id}")
@@ -69,7 +81,7 @@ def sync() -> bool:
     failed = {journal: problem for journal in journals(root, store) if (problem := journal.problem()) is not None}
     for journal, (reason, _) in failed.items():
         print(f"error: {journal.folder} is not delivered: {reason}", file=sys.stderr)
-    for name in sorted({journal.start()["store"] for journal in journals(root)} - {store}):
+    for name in sorted(stores_waited_for(root) - {store}):
         print(f"note: some runs wait for another store, which MLFLOW_TRACKING_URI has to name: {name}")
     return not failed
 
@@ -77,12 +89,12 @@ def sync() -> bool:
 def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
     """Tag runs of DVC experiments with the experiment's commit, and store its dvc.lock; the number of runs.
 
-    An experiment's name may be used again: the commit has to hold the weights that the run wrote.
+    An experiment's name may be used again (`--force`): the commit has to hold the weights that the run wrote.
     """
     commits = provenance.experiments()
     count = 0
     for run in client.search_runs([experiment_id], "tags.`dvc.experiment` LIKE '%'", max_results=50_000):
-        commit = commits.get(run.data.tags["dvc.experiment"])
+        commit = commits.get((run.data.tags.get("dvc.baseline", ""), run.data.tags["dvc.experiment"]))
         if commit is None or COMMIT_TAG in run.data.tags:
             continue
         lock = provenance.file_at(commit, "dvc.lock") or ""

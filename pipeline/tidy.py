@@ -3,8 +3,8 @@
     python -m pipeline.tidy [--remove]
 
 - runs that were deleted in MLflow, with their artifacts and models (a tracking server tidies its own);
-- folders of DVC's temporary experiments that no process works in;
-- journals that a killed process had only begun. Those with something to deliver are never touched.
+- folders of DVC's temporary experiments that no process works in and nothing has changed in for an hour;
+- journals that a killed process had only begun, or that are damaged. Those with something to deliver are never touched.
 
 What DVC keeps in its cache is its own to tidy: `dvc gc`.
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-# To begin a journal takes far less than a second.
-SECONDS_TO_BEGIN_A_JOURNAL = 3600
+# What has changed since then may be in use, whatever it looks like.
+OLD_SECONDS = 3600
 
 
 def main() -> None:
@@ -69,30 +69,37 @@ def show(what: str, paths: list[Path]) -> int:
 
 
 def begun_journals(root: Path) -> list[Path]:
-    """Journals that were never completed, or whose deletion was cut off."""
-    old = time.time() - SECONDS_TO_BEGIN_A_JOURNAL
-    return [path for path in (root / FOLDER).glob(".*") if path.stat().st_mtime < old]
+    """Journals that were never completed, are damaged, or whose deletion was cut off."""
+    whole = {journal.folder for journal in journals(root)}
+    return [path for path in (root / FOLDER).glob("*/") if path not in whole and is_old(path)]
+
+
+def is_old(folder: Path) -> bool:
+    """Whether nothing in a folder has changed for an hour."""
+    times = [path.lstat().st_mtime for path in [folder, *folder.rglob("*")]]
+    return max(times) < time.time() - OLD_SECONDS
 
 
 def temporary_experiments(root: Path) -> list[Path]:
-    """Folders of `dvc exp run --temp` and `--queue` without a process inside."""
+    """Old folders of `dvc exp run --temp` and `--queue` without a process inside."""
     folder = root / ".dvc/tmp/exps"
     used = [Path(cwd) for process in psutil.process_iter(["cwd"]) if (cwd := process.info["cwd"])]
     return [
         path
         for path in [*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]
-        if not any(cwd.is_relative_to(path) for cwd in used)
+        if is_old(path) and not any(cwd.is_relative_to(path) for cwd in used)
     ]
 
 
 def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run, list[LoggedModel]]]":
-    """The runs that were deleted in MLflow, each with its models."""
+    """The runs that were deleted in MLflow, each with its models; without those that the model registry holds."""
     from mlflow.entities import ViewType
 
     runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
     return [
         (run, list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'")))
         for run in runs
+        if not client.search_model_versions(f"run_id = '{run.info.run_id}'")
     ]
 
 

@@ -14,14 +14,16 @@ PIPELINE_TRACKING=0 in the environment switches all of it off.
 import hashlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pandas as pd
@@ -37,10 +39,9 @@ MODEL_PATH = "models/autoencoder.safetensors"
 HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
-# How long a stage's end waits for an answer before it asks whether the server is still there, for an
-# answer of a server that is there, and for everything together.
-PATIENCE_SECONDS = 1.0
-SLOW_SECONDS = 15.0
+# How long a stage's end waits for a server to answer at all, for each answer of a server, and in all.
+ANSWER_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 60.0
 
 
@@ -93,10 +94,7 @@ class TrainingRun:
         tags = provenance.tags() | provenance.environment(device)
         with Journal.create(main_root()) as journal:
             journal.append(_start(params, tags))
-            if tags.get("mlflow.source.git.dirty") == "true":
-                diff = journal.folder / "code.diff"
-                diff.write_text(provenance.diff_of_code())
-                journal.append_artifact(diff, "inputs")
+            _append_diff(journal)
             _append_inputs(journal, "train", params)
         self.journal = journal
         self._delivery = start_delivery(journal)
@@ -166,6 +164,7 @@ def write_evaluation(params: "Params") -> Journal:
         journal.append(start | {"fingerprint": fingerprint(params), "evaluation": evaluation_hash()})
         for record in pd.read_csv(HISTORY_PATH).to_dict("records"):
             journal.append(_epoch({str(name): value for name, value in record.items()}, {}) | {"replay": True})
+        _append_diff(journal, replay=True)
         _append_inputs(journal, "train", params, replay=True)
         model = _append_training_outputs(journal, params, replay=True)
         _append_evaluation(journal, params)
@@ -193,45 +192,45 @@ def start_delivery(journal: Journal) -> "subprocess.Popen[bytes]":
 def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_events: int | None) -> str | None:
     """Wait until the first `n_events` of a journal, or all of it, are delivered; else why not.
 
-    It waits for work on this machine and for a server that is merely slow, but hardly for one that
-    hangs: delivery goes on without it.
+    It waits for work on this machine and while a server answers, but hardly for one that does not:
+    delivery goes on without it.
     """
     started, started_clock = time.monotonic(), time.time()
     later = "the journal keeps the run, the next one or `make sync` delivers it"
     silent = f"MLflow does not answer; delivery goes on in the background; should it fail, {later}"
-    if not _server_answers():
+    uri = store.tracking_uri(main_root())
+    if store.is_server(uri) and not _answers(store.store_name(uri, main_root())):
         return silent
+    patience = PATIENCE_SECONDS if store.is_server(uri) else LONGEST_WAIT_SECONDS
     while journal.exists() and (n_events is None or journal.state()["delivered"] < n_events):
         problem = journal.problem()
         if problem is not None and problem[1] >= started_clock:
             return f"MLflow cannot be reached; {later} ({problem[0]})"
         if delivery.poll() is not None and journal.exists():
             return f"the delivery to MLflow ended early, see {journal.folder}/delivery.log; {later}"
-        waits = _longest_request(started_clock)
-        if time.monotonic() - started > LONGEST_WAIT_SECONDS or (
-            waits > PATIENCE_SECONDS and (waits > SLOW_SECONDS or not _server_answers())
-        ):
+        waited = time.monotonic() - started
+        if waited > LONGEST_WAIT_SECONDS or _longest_request(journal, started_clock) > patience:
             return silent
         time.sleep(0.05)
     return None
 
 
-def _longest_request(since: float) -> float:
-    """How many seconds a request of any journal has been out, counted from `since` on."""
-    asking = [journal.state()["asking_since"] for journal in journals(main_root())]
+def _longest_request(journal: Journal, since: float) -> float:
+    """How many seconds a request of this journal or one before it has been out, counted from `since` on."""
+    waiting = [other for other in journals(main_root()) if other.id <= journal.id]
+    asking = [other.state()["asking_since"] for other in waiting]
     return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)
 
 
-def _server_answers() -> bool:
-    """Whether the store is a server that answers at all, or no server."""
-    uri = store.tracking_uri(main_root())
-    if not store.is_server(uri):
-        return True
+def _answers(address: str) -> bool:
+    """Whether a server answers to a question that makes it look into its database."""
     try:
-        urlopen(f"{store.store_name(uri, main_root()).rstrip('/')}/health", timeout=PATIENCE_SECONDS).close()
-    except HTTPError as error:  # without a password, say
+        urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=ANSWER_SECONDS).close()
+    except HTTPError as error:  # it may want a password
         return error.code < 500
-    except OSError:
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # that is for MLflow's own settings to solve
+    except (OSError, HTTPException):
         return False
     return True
 
@@ -274,6 +273,14 @@ def _epoch(record: dict[str, float], timings: dict[str, float]) -> Event:
     values = {METRIC_NAMES.get(key, f"train/{key}"): value for key, value in record.items() if key != "epoch"}
     values |= {f"time/{key}": value for key, value in timings.items()}
     return {"kind": "metrics", "values": values, "step": int(record["epoch"])}
+
+
+def _append_diff(journal: Journal, **replay: bool) -> None:
+    """The code that differs from the commit (`inputs/code.diff`), if some does."""
+    if diff := provenance.diff_of_code():
+        path = journal.folder / "code.diff"
+        path.write_text(diff)
+        journal.append_artifact(path, "inputs", **replay)
 
 
 def _append_training_outputs(journal: Journal, params: "Params", **replay: bool) -> list[Event]:

@@ -145,6 +145,36 @@ def test_an_evaluation_does_not_overtake_its_training(
     assert row.data.metrics["test/mse"] == 0.04
 
 
+def test_two_evaluations_of_the_same_training_make_one_row(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one of them was cut short, and the row it began is not finished."""
+
+    def failing(*_: Any) -> None:
+        raise OSError("no room for files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_artifact", failing)
+        for _ in range(2):
+            tracking.log_evaluation(PARAMS)
+            assert delivery.deliver_all(results)
+    assert delivery.deliver_all(results) == []
+    assert [row.info.status for row in stored(store)] == ["FINISHED"]
+
+
+def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, store: str) -> None:
+    """The code of the model was changed during an outage: a tag says that the run has no model in MLflow's format."""
+    tracking.log_evaluation(PARAMS)
+    (journal,) = journals(results)
+    event = next(event for event in journal.events() if event["kind"] == "model")
+    (journal.folder / event["file"]).write_bytes(b"of another time")
+    assert delivery.deliver_all(results) == []
+    (row,) = stored(store)
+    assert row.info.status == "FINISHED"
+    assert row.outputs is None or row.outputs.model_outputs == []
+    assert row.data.tags["model.problem"]
+
+
 def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store: str) -> None:
     """Its problem is noted in it, in one line."""
     train_and_evaluate()

@@ -62,6 +62,14 @@ def test_a_torn_line_is_passed_over(tmp_dir: Path) -> None:
     assert [event["kind"] for event in journal.events()] == ["start", "metrics", "end"]
 
 
+def test_a_damaged_journal_does_not_hide_the_others(tmp_dir: Path) -> None:
+    """One without a first line tells nothing, and stands in nobody's way."""
+    for content in (b"", b'{"kind": "sta'):
+        (begin(START).folder / "events.jsonl").write_bytes(content)
+    whole = begin(START)
+    assert [journal.id for journal in journals(tmp_dir)] == [whole.id]
+
+
 def test_the_journal_of_a_process_that_is_gone_ends_as_killed(tmp_dir: Path) -> None:
     """At the time of its last event, once; a living one's is left alone, and so is one that has ended."""
     alive = begin(START)

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from pipeline.journal import journals
 from tests.helpers import PROJECT, artifacts, environment, rows, run, small_params, stored, wait_until, write_results
 from tests.test_kills import working_in
-from tests.tracking_server import TrackingServer, absent_server, failing_server, silent_server
+from tests.tracking_server import TrackingServer, absent_server, failing_server, silent_server, stuck_server
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: Tr
     assert len(MlflowClient(server.address).get_metric_history(older.info.run_id, "valid/mse")) == 40
 
 
-@pytest.mark.parametrize("trouble", [absent_server, silent_server, failing_server])
+@pytest.mark.parametrize("trouble", [absent_server, silent_server, stuck_server, failing_server])
 def test_an_outage_costs_less_than_five_seconds_and_no_byte(
     project: Path, tmp_path: Path, trouble: Callable[[], AbstractContextManager[str]]
 ) -> None:
@@ -207,7 +207,9 @@ def test_a_password_is_written_nowhere(folder: Path, server: TrackingServer) -> 
     assert {"events.jsonl", "problem", "delivery.log", "code.diff"} <= {path.name for path in kept}
     assert not any(secret in path.read_bytes() for secret in secrets for path in kept)
     server.start()
-    printed += train()
+    synced = run(folder, "pipeline.sync", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
+    assert "2 of 2 journals delivered" in synced.stdout
+    printed += synced.stdout + synced.stderr + train()
     synced = run(folder, "pipeline.sync", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
     printed += synced.stdout + synced.stderr
     printed += run(folder, "pipeline.ui", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address).stdout

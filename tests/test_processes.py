@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from pipeline import processes
@@ -15,7 +16,7 @@ def test_who_is_gone() -> None:
     """This process lives; another start, boot or pid is gone; another host's is not known."""
     me = processes.identity()
     assert not processes.is_gone(me)
-    assert processes.is_gone(me | {"process.started": str(float(me["process.started"]) - 60)})
+    assert processes.is_gone(me | {"process.started": "1"})
     assert processes.is_gone(me | {"process.boot": "another"})
     child = subprocess.Popen(["sleep", "60"])
     described = processes.identity(child.pid)
@@ -25,7 +26,17 @@ def test_who_is_gone() -> None:
     child.wait()
     assert processes.is_gone(described)
     assert not processes.is_gone(me | {"process.host": "elsewhere", "process.boot": "another"})
+    assert not processes.is_gone(me | {"process.machine": "a clone of this host", "process.boot": "another"})
+    assert not processes.is_gone(me | {"process.namespace": "pid:[1]", "process.pid": "999999"})
     assert not processes.is_gone({})
+
+
+def test_setting_the_clock_makes_nobody_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time at which a process started is counted from the start of the machine."""
+    me = processes.identity()
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
+    assert not processes.is_gone(me)
 
 
 def test_sigterm_is_given_back() -> None:

@@ -65,13 +65,15 @@ def test_the_diff_shows_changed_and_new_code(repository: Path) -> None:
     (repository / "params.yaml").write_text("changed")
     (repository / "module.py").write_text("changed\n")
     (repository / "new.py").write_text("x = 1\n")
+    (repository / "é.py").write_text("y = 2\n")
     diff = provenance.diff_of_code()
     assert "-committed" in diff
     assert "+changed" in diff
     assert "+++ b/new.py" in diff
+    assert "+y = 2" in diff
     assert "params.yaml" not in diff
     (repository / "new.py").write_text("x = 1\n" * 50_000)
-    assert provenance.diff_of_code().endswith("characters)\n")
+    assert provenance.diff_of_code().endswith("x = 1\n(cut off: it is longer)\n")
     assert len(provenance.diff_of_code()) < provenance.LARGEST_DIFF + 100
 
 
@@ -90,7 +92,7 @@ def test_experiments_are_found_by_name(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD").strip()
     git(repository, "update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/tangy-keys", commit)
     git(repository, "update-ref", "refs/exps/exec/EXEC_HEAD", commit)
-    assert provenance.experiments() == {"tangy-keys": commit}
+    assert provenance.experiments() == {(commit, "tangy-keys"): commit}
     assert provenance.file_at(commit, "module.py") == "committed\n"
     assert provenance.file_at(commit, "nothing") is None
 

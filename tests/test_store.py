@@ -121,10 +121,43 @@ def test_a_moved_repository_keeps_its_artifacts(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "old place").exists()
 
 
+def test_a_deleted_experiment_is_an_error_with_the_way_back(
+    tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow would refuse every run."""
+    (tmp_dir / ".dvc").mkdir()
+    client, experiment_id = open_store()
+    client.delete_experiment(experiment_id)
+    with pytest.raises(PipelineError, match=f"restore it: mlflow experiments restore --experiment-id {experiment_id}"):
+        open_store()
+
+
+def test_a_damaged_store_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a traceback."""
+    (tmp_dir / ".dvc").mkdir()
+    (tmp_dir / "mlflow.db").write_bytes(b"no database " * 1000)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(PipelineError, match="the MLflow store cannot be opened: "):
+        open_store()
+
+
+def test_artifacts_that_somebody_put_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only addresses of a repository, or of a folder that is gone, are rewritten."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_store(tmp_path / "repository")
+    (tmp_path / "big disk/mlartifacts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "repository")
+    client, _ = open_store()
+    chosen = client.create_experiment("chosen", artifact_location=(tmp_path / "big disk/mlartifacts").as_uri())
+    open_store()
+    assert client.get_experiment(chosen).artifact_location == (tmp_path / "big disk/mlartifacts").as_uri()
+
+
 def test_a_store_of_an_older_mlflow_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written to it, and the message has the command that upgrades it after a copy."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    make_store(tmp_path / "repository")
+    make_store(tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "repository")  # which would have to be written into it
     monkeypatch.chdir(tmp_path / "repository")
     path = tmp_path / "repository/mlflow.db"
     # MLflow tells a store's age by this number alone; an early release's stands for all.

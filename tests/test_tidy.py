@@ -19,6 +19,11 @@ def tidy_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return capsys.readouterr().out
 
 
+def make_old(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (0, 0))
+
+
 def stored_files(root: Path) -> set[Path]:
     """What MLflow keeps in files (it leaves empty folders behind)."""
     return {path for path in (root / "mlartifacts").rglob("*") if path.is_file()}
@@ -52,18 +57,20 @@ def test_deleted_runs_go_with_all_that_is_theirs(
 def test_temporary_experiments_without_a_process_go(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder in which something still works stays, and so does what DVC's queue needs."""
+    """One in which something works or has just changed stays, and so does what DVC's queue needs."""
     left, used, queue = (results / ".dvc/tmp/exps" / name for name in ("tmpleft", "standalone/tmpused", "celery"))
     for folder in (left, used, queue):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"x" * 1_000_000)
+        make_old(folder)
+    (new := results / ".dvc/tmp/exps/tmpnew").mkdir()
     worker = subprocess.Popen(["sleep", "60"], cwd=used)
     try:
         assert "      1.0 MB  .dvc/tmp/exps/tmpleft" in tidy_up(monkeypatch, capsys, "--remove")
     finally:
         worker.kill()
         worker.wait()
-    assert (left.exists(), used.exists(), queue.exists()) == (False, True, True)
+    assert [folder.exists() for folder in (left, used, queue, new)] == [False, True, True, True]
 
 
 def test_journals_that_wait_are_never_touched(
@@ -75,7 +82,11 @@ def test_journals_that_wait_are_never_touched(
     old, new = (Journal(waiting.folder.with_name(name)) for name in (".20200101-old", ".20200101-new"))
     for begun in (old, new):
         shutil.copytree(waiting.folder, begun.folder)
-    os.utime(old.folder, (0, 0))
+    damaged = waiting.folder.with_name("20200101-damaged")
+    shutil.copytree(waiting.folder, damaged)
+    (damaged / "events.jsonl").write_text('{"kind": "sta')
+    for folder in (old.folder, damaged, waiting.folder):
+        make_old(folder)
     said = tidy_up(monkeypatch, capsys, "--remove")
     assert "1 journals wait for delivery: `make sync`" in said
-    assert (old.exists(), new.exists(), waiting.exists()) == (False, True, True)
+    assert (old.exists(), damaged.exists(), new.exists(), waiting.exists()) == (False, False, True, True)

@@ -88,6 +88,31 @@ def failing_server() -> Iterator[str]:
 
 
 @contextmanager
+def stuck_server() -> Iterator[str]:
+    """The address of a server that says it is healthy, and answers nothing else: its database hangs."""
+    closing = threading.Event()
+
+    class Hang(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if self.path != "/health":
+                closing.wait(600)
+            self.send_response(200)
+            self.end_headers()
+
+        do_GET = do_POST = do_PUT = do_PATCH = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hang)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    closing.set()
+    server.shutdown()
+
+
+@contextmanager
 def absent_server() -> Iterator[str]:
     """The address of nothing."""
     yield f"http://127.0.0.1:{free_port()}"
