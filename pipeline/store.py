@@ -77,6 +77,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -102,7 +103,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
                 if (found := client.get_experiment_by_name(name)) is None:
                     raise
                 return client, found.experiment_id
-    except (MlflowException, sqlite3.Error, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = redact(" ".join(str(error).split()))[:300]
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None

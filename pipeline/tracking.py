@@ -199,7 +199,8 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
     later = "the journal keeps the run, the next one or `make sync` delivers it"
     silent = f"MLflow does not answer; delivery goes on in the background; should it fail, {later}"
     uri = store.tracking_uri(main_root())
-    if store.is_server(uri) and not _answers(store.store_name(uri, main_root())):
+    address = store.store_name(uri, main_root())
+    if store.is_server(uri) and not _answers(address):
         return silent
     patience = PATIENCE_SECONDS if store.is_server(uri) else LONGEST_WAIT_SECONDS
     while journal.exists() and (n_events is None or journal.state()["delivered"] < n_events):
@@ -209,15 +210,15 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
         if delivery.poll() is not None and journal.exists():
             return f"the delivery to MLflow ended early, see {journal.folder}/delivery.log; {later}"
         waited = time.monotonic() - started
-        if waited > LONGEST_WAIT_SECONDS or _longest_request(journal, started_clock) > patience:
+        if waited > LONGEST_WAIT_SECONDS or _longest_request(journal, address, started_clock) > patience:
             return silent
         time.sleep(0.05)
     return None
 
 
-def _longest_request(journal: Journal, since: float) -> float:
+def _longest_request(journal: Journal, address: str, since: float) -> float:
     """How many seconds a request of this journal or one before it has been out, counted from `since` on."""
-    waiting = [other for other in journals(main_root()) if other.id <= journal.id]
+    waiting = [other for other in journals(main_root(), address) if other.id <= journal.id]
     asking = [other.state()["asking_since"] for other in waiting]
     return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)
 

@@ -197,7 +197,7 @@ def test_only_the_present_stores_journals_are_delivered(
         train_and_evaluate()
     assert delivery.deliver_all(results) == []
     assert stored(store) == []
-    assert {journal.start()["store"] for journal in journals(results)} == {"http://127.0.0.1:9/"}
+    assert {journal.start()["store"] for journal in journals(results)} == {"http://127.0.0.1:9"}
     assert not any(b"hunter2" in path.read_bytes() for path in results.rglob("*") if path.is_file())
 
 

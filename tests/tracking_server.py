@@ -44,7 +44,7 @@ class TrackingServer:
 
     def _answers(self) -> bool:
         try:
-            urlopen(f"{self.address}/health", timeout=2).close()
+            urlopen(f"{self.address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=20).close()
         except (URLError, OSError):
             return False
         return True
