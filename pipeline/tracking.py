@@ -40,7 +40,7 @@ HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
 # How long a stage's end waits for a server to answer at all, for each answer of a server, and in all.
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 0.8
 PATIENCE_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 60.0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline import dvcfiles
 from pipeline.journal import journals
 from tests.helpers import PROJECT, artifacts, environment, rows, run, small_params, stored, wait_until, write_results
 from tests.test_kills import working_in
@@ -140,12 +141,15 @@ def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: Tr
 
 @pytest.mark.parametrize("trouble", [absent_server, silent_server, stuck_server, failing_server])
 def test_an_outage_costs_less_than_five_seconds_and_no_byte(
-    project: Path, tmp_path: Path, trouble: Callable[[], AbstractContextManager[str]]
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[], AbstractContextManager[str]],
 ) -> None:
     """Train and evaluate beside a server that is absent, hangs or fails, against the same without tracking."""
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
-    results = [*(here / "models").glob("*.safetensors"), *(here / "reports").rglob("*.*")]
-    outs = [path for path in results if path.name not in ("data.json", "pca.csv")]
+    monkeypatch.chdir(here)
+    outs = [here / path for stage in ("train", "evaluate") for path in dvcfiles.declared(stage)["outs"]]
 
     def run_both(tracking: str, address: str = "") -> tuple[float, str, dict[Path, bytes]]:
         """The seconds that it took, what it said to stderr, and what it wrote."""
