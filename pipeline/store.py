@@ -6,11 +6,14 @@ mlflow is imported where the store is opened: the stages ask for its name alone,
 import logging
 import os
 import sqlite3
+import ssl
 from contextlib import closing, nullcontext
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.request import url2pathname, urlopen
 
 from filelock import FileLock
 
@@ -50,6 +53,20 @@ def is_server(uri: str) -> bool:
     return urlsplit(uri).scheme in ("http", "https")
 
 
+def answers(uri: str, seconds: float) -> bool:
+    """Whether a tracking server answers to a question that makes it look into its database."""
+    address = store_name(uri, Path("/"))
+    try:
+        urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=seconds).close()
+    except HTTPError as error:  # it may want a password
+        return error.code < 500
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # that is for MLflow's own settings to solve
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
 def store_name(uri: str, root: Path) -> str:
     """An address as journals keep it: without credentials, and the same after the repository was moved."""
     parts = urlsplit(uri)
@@ -75,6 +92,11 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     Raises:
         PipelineError: the store does not answer, or MLflow refuses it.
     """
+    uri = tracking_uri(main_root())
+    if is_server(uri) and not answers(uri, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])):
+        # Asked before the import, whose seconds would be taken from the training beside it.
+        name = store_name(uri, main_root())
+        raise PipelineError(f"the MLflow store cannot be opened: the server {name} does not answer")
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -82,7 +104,6 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     root = main_root()
-    uri = tracking_uri(root)
     name = experiment or experiment_name()
     location = None if is_server(uri) else (root / "mlartifacts").as_uri()
     try:

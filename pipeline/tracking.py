@@ -14,17 +14,13 @@ PIPELINE_TRACKING=0 in the environment switches all of it off.
 import hashlib
 import json
 import os
-import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 import pandas as pd
 
@@ -40,8 +36,8 @@ HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
 # How long a stage's end waits for a server to answer at all, for each answer of a server, and in all.
-ANSWER_SECONDS = 0.8
-PATIENCE_SECONDS = 2.0
+ANSWER_SECONDS = 1.5
+PATIENCE_SECONDS = 3.0
 LONGEST_WAIT_SECONDS = 60.0
 
 
@@ -200,7 +196,7 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
     silent = f"MLflow does not answer; delivery goes on in the background; should it fail, {later}"
     uri = store.tracking_uri(main_root())
     address = store.store_name(uri, main_root())
-    if store.is_server(uri) and not _answers(address):
+    if store.is_server(uri) and not store.answers(uri, ANSWER_SECONDS):
         return silent
     patience = PATIENCE_SECONDS if store.is_server(uri) else LONGEST_WAIT_SECONDS
     while journal.exists() and (n_events is None or journal.state()["delivered"] < n_events):
@@ -221,19 +217,6 @@ def _longest_request(journal: Journal, address: str, since: float) -> float:
     waiting = [other for other in journals(main_root(), address) if other.id <= journal.id]
     asking = [other.state()["asking_since"] for other in waiting]
     return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)
-
-
-def _answers(address: str) -> bool:
-    """Whether a server answers to a question that makes it look into its database."""
-    try:
-        urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=ANSWER_SECONDS).close()
-    except HTTPError as error:  # it may want a password
-        return error.code < 500
-    except URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # that is for MLflow's own settings to solve
-    except (OSError, HTTPException):
-        return False
-    return True
 
 
 def is_on() -> bool:

@@ -111,7 +111,7 @@ def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Pat
     write_params(small_params(), project)
     git(project, "commit", "-q", "-a", "-m", "small")
     git(tmp_path, "init", "-q", "elsewhere")
-    run(project / "docs", "dvc", "exp", "run", DVC_ROOT=str(tmp_path / "elsewhere"))
+    run(project / "docs", "dvc", "exp", "run", "../dvc.yaml", DVC_ROOT=str(tmp_path / "elsewhere"))
     run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
     for size in (4, 5, 6, 7):
         run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
