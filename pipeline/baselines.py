@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data import load_split
 from pipeline.errors import run_command
+from pipeline.outs import write_out
 from pipeline.pca import fit_pca, save_pca
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
@@ -27,9 +28,8 @@ def main() -> None:
         pca = fit_pca(load_split(TRAIN_PATH).pixels())
         test_mse = pca.mse(load_split(TEST_PATH).pixels())
     save_pca(pca, PCA_PATH)
-    PCA_MSE_PATH.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame({"n_components": np.arange(len(test_mse)), "test_mse": test_mse})
-    table.to_csv(PCA_MSE_PATH, index=False, float_format="%.6g")
+    write_out(PCA_MSE_PATH, table.to_csv(index=False, float_format="%.6g"))
     print(f"test MSE of the mean image {test_mse[0]:.4f}, of PCA with 2 components {test_mse[2]:.4f}")
 
 

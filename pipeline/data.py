@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from pipeline.errors import PipelineError
+from pipeline.outs import write_out
 
 IMAGE_SHAPE = (28, 28)
 
@@ -29,8 +30,7 @@ class Split:
 
 def save_split(split: Split, path: Path) -> None:
     """Write a split; the same split gives the same bytes on every machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"images": split.images, "labels": split.labels}, path)
+    write_out(path, save({"images": split.images, "labels": split.labels}))
 
 
 def load_split(path: Path) -> Split:

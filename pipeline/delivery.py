@@ -11,12 +11,13 @@ of the same time and value once, tags, parameters and artifacts replace themselv
 """
 
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import pipeline
 from pipeline import processes
 from pipeline.errors import PipelineError
-from pipeline.journal import Event, Journal, journals, one_line
+from pipeline.journal import Event, Journal, journals, one_line, runs_waited_for
 from pipeline.store import open_store, store_name, tracking_uri
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ def deliver(journal: Journal) -> None:
             return
         events, state = journal.events(), journal.state()
         start = events[0]
-        _insist_that_its_training_is_delivered(journal, start)
+        _insist_that_what_it_adds_to_is_delivered(journal, start)
         with journal.asking():
             client, experiment_id = open_store(start["experiment"])
-            run, created = _find_or_create(client, experiment_id, journal.id, start)
+            run, created = _find_or_create(client, experiment_id, journal.run(), start)
         run_id = run.info.run_id
         # A run that somebody deleted meanwhile is made anew, from the first event on.
         position = state["delivered"] if run_id == state["run_id"] else 0
@@ -146,26 +147,28 @@ def deliver(journal: Journal) -> None:
             journal.remove()
 
 
-def _insist_that_its_training_is_delivered(journal: Journal, start: Event) -> None:
-    """An evaluation that overtook its training, or an earlier one of the same training, would make a second run."""
-    wanted = start.get("fingerprint")
+def _insist_that_what_it_adds_to_is_delivered(journal: Journal, start: Event) -> None:
+    """Whatever overtook the first part of its training, or another evaluation of it, would make a second run."""
+    fingerprint = start.get("fingerprint")
     for older in journals(journal.folder.parents[1], start["store"]):
-        if wanted is not None and older.id < journal.id and older.fingerprint() == wanted:
-            raise PipelineError(f"the training that it belongs to could not be delivered ({older.id})")
+        with suppress(FileNotFoundError):  # delivered a moment ago
+            same_training = fingerprint is not None and older.fingerprint() == fingerprint
+            if older.id < journal.id and (same_training or older.run() == journal.run()):
+                raise PipelineError(f"the training that it belongs to could not be delivered ({older.id})")
 
 
-def _find_or_create(client: "MlflowClient", experiment_id: str, journal_id: str, start: Event) -> "tuple[Run, bool]":
-    """The run of a journal and whether it was made for it.
+def _find_or_create(client: "MlflowClient", experiment_id: str, name: str, start: Event) -> "tuple[Run, bool]":
+    """The run that began with the journal `name`, and whether it was made for a training.
 
     An evaluation's is that of its training; only where the store has none it is made anew.
     """
-    made_before = _newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{journal_id}'")
+    made_before = _newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{name}'")
     if made_before is not None:
         return made_before, True
     trained = find_training(client, experiment_id, start["fingerprint"]) if "fingerprint" in start else None
     if trained is not None:
         return trained, False
-    tags = start["tags"] | {JOURNAL_TAG: journal_id}
+    tags = start["tags"] | {JOURNAL_TAG: name}
     return client.create_run(experiment_id, start["time"], tags, start["name"]), True
 
 
@@ -202,7 +205,8 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Eve
             case "start":
                 _send_start(client, journal, run_id, event)
             case "metrics":
-                _send_metrics(client, run_id, batch)
+                new = [event for event in batch if event.get("step", math.inf) > journal.state()["last_step"]]
+                _send_metrics(client, run_id, new)
             case "tags":
                 for name, value in event["values"].items():
                     client.set_tag(run_id, name, value)
@@ -218,10 +222,26 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Eve
 
 
 def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
-    from mlflow.entities import Param
+    from mlflow.entities import Param, RunTag
 
-    client.log_batch(run_id, params=[Param(name, value) for name, value in event["params"].items()])
+    params = [Param(name, value) for name, value in event["params"].items()]
+    if journal.run() == journal.id:
+        client.log_batch(run_id, params=params)
+    else:
+        # The row of a training that was stopped goes on. It may have epochs after the last checkpoint.
+        tags = [RunTag(name, value) for name, value in event["tags"].items()]
+        client.log_batch(run_id, params=params, tags=tags)
+        client.update_run(run_id, "RUNNING")
+        journal.set_state(last_step=_last_step(client, run_id, journal))
     close_runs_of_dead_processes(client, client.get_run(run_id), journal.folder.parent)
+
+
+def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
+    """The last epoch of which the run has the metrics; 0 where it has none."""
+    epochs = (event["values"] for event in journal.events() if "step" in event)
+    name = next((name for values in epochs for name in values), None)
+    points = client.get_metric_history(run_id, name) if name is not None else []
+    return max((point.step for point in points), default=0)
 
 
 def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", journal_folder: Path) -> None:
@@ -230,8 +250,9 @@ def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", journal_
     These are runs whose journal is lost or lies in another clone; one that lies in `journal_folder`
     will tell by itself how its run ended.
     """
+    waiting = runs_waited_for(journal_folder.parent)
     for run in client.search_runs([newest.info.experiment_id], "attributes.status = 'RUNNING'"):
-        has_journal = (journal_folder / run.data.tags.get(JOURNAL_TAG, "?")).is_dir()
+        has_journal = run.data.tags.get(JOURNAL_TAG) in waiting
         if run.info.run_id != newest.info.run_id and not has_journal and processes.is_gone(run.data.tags):
             epochs = client.get_metric_history(run.info.run_id, "train/mse")
             last_heard = max((point.timestamp for point in epochs), default=run.info.start_time)

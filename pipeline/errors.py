@@ -1,9 +1,12 @@
 """Errors for the person at the terminal: one line, exit code 2, no traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
+# Of a disk that is full, over its quota, read-only or somebody else's.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 GET_BACK = "git restore params.yaml dvc.lock reports && dvc checkout"
 
 
@@ -12,13 +15,15 @@ class PipelineError(Exception):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a stage or a command; a PipelineError ends it with one message and exit code 2.
+    """Run a stage or a command; a PipelineError, or a disk's, ends it with one message and exit code 2.
 
     Any other exception is a bug and keeps its traceback.
     """
     try:
         main()
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in STORAGE_ERRORS:
+            raise
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("DVC_STAGE"):
             # DVC deletes a stage's outs before it runs the stage.

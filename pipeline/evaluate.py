@@ -21,6 +21,7 @@ from pipeline import figures, tracking
 from pipeline.data import load_split
 from pipeline.errors import PipelineError, run_command
 from pipeline.model import Architecture, load_model
+from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.pca import load_pca
 from pipeline.progress import announce_dataset
@@ -60,8 +61,7 @@ def main() -> None:
         reconstructions = decode(codes)
         image_mse = ((reconstructions - pixels) ** 2).mean(axis=1, dtype=np.float64)
         metrics = measure(image_mse, test.labels, pca_mse, k)
-        METRICS_PATH.parent.mkdir(parents=True, exist_ok=True)
-        METRICS_PATH.write_text(json.dumps({"dataset": dataset, "test": metrics}, indent=2) + "\n")
+        write_out(METRICS_PATH, json.dumps({"dataset": dataset, "test": metrics}, indent=2) + "\n")
 
         context = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
         by_pca = pca.reconstruct(pixels, k)

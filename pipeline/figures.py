@@ -4,6 +4,7 @@ Images are [n, 784] floats in 0…1 and are drawn as ink on white; digits have P
 which people with any common colour vision can tell apart (https://arxiv.org/abs/2107.02270).
 """
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
+
+from pipeline.outs import write_out
 
 Decode = Callable[[np.ndarray], np.ndarray]  # codes [n, k] → images [n, 784]
 
@@ -24,8 +27,9 @@ REGION_PERCENTILES = (1, 99)
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes depend on the figure alone: no date, no software version."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
+    write_out(path, content.getvalue())
 
 
 def reconstructions(

@@ -6,8 +6,9 @@ been delivered at once; `files/` has copies of the files that the events name; `
 has been delivered. A journal that is delivered to its end is deleted. This module knows no MLflow.
 
 Events, by `kind`:
-    start     store, experiment, name, tags, params, owner; for an evaluation also `fingerprint`, the
-              training that it belongs to, and `evaluation`, a hash of what it adds
+    start     store, experiment, name, tags, params, owner; for a training also `run`, the journal with
+              which its row began, itself or that of the process which it goes on from; for an evaluation
+              also `fingerprint`, the training that it belongs to, and `evaluation`, a hash of what it adds
     metrics   values {name: value}, step
     tags      values {name: value}
     inputs    data sets as {name, digest, path, context}
@@ -125,6 +126,15 @@ class Journal:
         with (self.folder / "events.jsonl").open("rb") as file:
             return json.loads(file.readline())
 
+    def run(self) -> str:
+        """The journal with which its row began.
+
+        Raises:
+            ValueError: the journal is damaged.
+            FileNotFoundError: it has been delivered.
+        """
+        return self.start().get("run", self.id)
+
     def has_ended(self) -> bool:
         return any(event["kind"] == "end" for event in self.events())
 
@@ -147,16 +157,22 @@ class Journal:
     def settle(self) -> None:
         """Write down the end of a run whose process is gone: KILLED, when it was last heard of."""
         # In this order: once it is gone it can write no other end.
-        if processes.is_gone(self.start()["owner"]) and not self.has_ended():
+        if processes.is_gone(self.start()["owner"]):
+            self.close()
+
+    def close(self) -> None:
+        """`settle`, for one who knows that the process is gone."""
+        if not self.has_ended():
             self.append({"kind": "end", "time": self.events()[-1]["time"], "status": "KILLED"})
 
     def state(self) -> dict[str, Any]:
         """How far delivery is.
 
-        run_id, None before there is a run; delivered, a number of events; asking_since, when the request
-        that is out was sent (seconds since 1970), or None.
+        run_id, None before there is a run; delivered, a number of events; last_step, the last epoch that
+        the run already had where it goes on; asking_since, when the request that is out was sent (seconds
+        since 1970), or None.
         """
-        empty = {"run_id": None, "delivered": 0, "asking_since": None}
+        empty = {"run_id": None, "delivered": 0, "last_step": 0, "asking_since": None}
         try:
             return empty | json.loads((self.folder / "state.json").read_text())
         except (FileNotFoundError, ValueError):  # nothing sent yet, or lost: to send it again does no harm
@@ -206,6 +222,15 @@ def journals(root: Path, store: str | None = None) -> list[Journal]:
         except (FileNotFoundError, ValueError):  # delivered a moment ago, or damaged
             continue
     return found
+
+
+def runs_waited_for(root: Path) -> set[str]:
+    """`Journal.run` of all journals."""
+    waiting = set()
+    for journal in journals(root):
+        with suppress(FileNotFoundError):  # delivered a moment ago
+            waiting.add(journal.run())
+    return waiting
 
 
 def stores_waited_for(root: Path) -> set[str]:

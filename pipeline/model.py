@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.outs import write_out
 
 if TYPE_CHECKING:
     from pipeline.params import ModelParams
@@ -83,10 +84,9 @@ class AutoEncoder(nn.Module):
 
 def save_model(model: AutoEncoder, path: Path) -> None:
     """Write weights and architecture to one safetensors file: no pickle, the same bytes every time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # One metadata key only: safetensors writes several in no fixed order.
     metadata = {"architecture": json.dumps(asdict(model.architecture))}
-    save_file(model.state_dict(), path, metadata)
+    write_out(path, save(model.state_dict(), metadata))
 
 
 def load_model(path: str | Path) -> AutoEncoder:

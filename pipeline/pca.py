@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from sklearn.decomposition import PCA
 
 from pipeline.errors import PipelineError
+from pipeline.outs import write_out
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def fit_pca(pixels: np.ndarray) -> PcaModel:
 
 
 def save_pca(pca: PcaModel, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"mean": pca.mean, "components": pca.components}, path)
+    write_out(path, save({"mean": pca.mean, "components": pca.components}))
 
 
 def load_pca(path: Path) -> PcaModel:

@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from pipeline import sources
 from pipeline.data import Split, save_split
 from pipeline.errors import PipelineError, run_command
+from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.progress import announce_dataset
 from pipeline.repository import main_root
@@ -40,8 +41,7 @@ def main() -> None:
     for name, split, path in (("train", train, TRAIN_PATH), ("valid", valid, VALID_PATH), ("test", test, TEST_PATH)):
         save_split(split, path)
         summary[name] = summarise(split) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    SUMMARY_PATH.parent.mkdir(parents=True, exist_ok=True)
-    SUMMARY_PATH.write_text(json.dumps(summary, indent=2) + "\n")
+    write_out(SUMMARY_PATH, json.dumps(summary, indent=2) + "\n")
     print(f"prepared {params.data.dataset}: {len(train):,} train, {len(valid):,} valid, {len(test):,} test images")
 
 

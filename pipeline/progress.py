@@ -36,13 +36,14 @@ def announce_dataset(params: "Params") -> None:
 class TrainingProgress:
     """`on_batch` and `on_epoch` are what `training.fit` calls."""
 
-    def __init__(self, n_epochs: int, n_images: int):
+    def __init__(self, n_epochs: int, n_images: int, first_epoch: int = 1):
         self._n_epochs = n_epochs
         self._n_images = n_images
         self._show_bars = is_verbose() and sys.stderr.isatty()
         self._show_lines = is_verbose() and not sys.stderr.isatty()
         self._last_line = -SECONDS_BETWEEN_LINES
-        self._start_bar(1)
+        if first_epoch <= n_epochs:
+            self._start_bar(first_epoch)
 
     def _start_bar(self, epoch: int) -> None:
         self._bar = tqdm(

@@ -1,10 +1,7 @@
 """Where a run comes from: the git commit and what differs from it, the DVC experiment, the environment."""
 
 import os
-import platform
 import subprocess
-from importlib.metadata import version
-from pathlib import Path
 
 from pipeline import dvcfiles
 from pipeline.redaction import redact_diff
@@ -37,7 +34,7 @@ def changed_code() -> list[str] | None:
     if changed is None:
         return None
     untracked = _git("ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
-    expected = {"params.yaml", "dvc.lock"} | dvcfiles.all_outs()
+    expected = {"params.yaml", "dvc.lock", "reports/environment.json"} | dvcfiles.all_outs()
     return sorted({*changed.splitlines(), *untracked.splitlines()} - expected)
 
 
@@ -68,15 +65,9 @@ def environment(device: str) -> dict[str, str]:
     """MLflow tags for the machine and the versions that decide a training's last bits and its speed."""
     import torch
 
-    gpu = torch.device(device).type == "cuda"
-    return {
-        "env.python": platform.python_version(),
-        "env.torch": version("torch"),
-        "env.device": device,
-        "env.hardware": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
-        "env.threads": str(torch.get_num_threads()),
-        "env.system": f"{platform.system()} {platform.machine()}",
-    }
+    from pipeline.environment import fingerprint
+
+    return {f"env.{name}": value for name, value in fingerprint(torch.device(device)).items()}
 
 
 def experiments() -> dict[tuple[str, str], str]:
@@ -96,13 +87,6 @@ def file_at(commit: str, path: str) -> str | None:
     """The text of a file in a commit; None where it is not in it."""
     text = _git("show", f"{commit}:{path}")
     return None if text is None else f"{text}\n"
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str | None:

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,22 @@ PATIENCE_SECONDS = 3.0
 LONGEST_WAIT_SECONDS = 60.0
 
 
-@contextmanager
-def training_run(params: "Params", device: str) -> Iterator["TrainingRun"]:
-    """A new row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
+@dataclass(frozen=True)
+class Continued:
+    """A training that was stopped: its `TrainingRun.id` (None if it was not tracked), and its epochs so far."""
 
-    Rows of this host whose process was killed without a word are set to KILLED.
+    id: str | None
+    epochs: list[dict[str, float]]
+
+
+@contextmanager
+def training_run(params: "Params", device: str, continued: Continued | None = None) -> Iterator["TrainingRun"]:
+    """A row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
+
+    It is a new row, or that of the training that goes on. Rows of this host whose process was killed
+    without a word are set to KILLED.
     """
-    run = TrainingRun()
+    run = TrainingRun(continued or Continued(None, []))
     run.attempt(lambda: run.start(params, device))
     try:
         with processes.sigterm_as_exit():
@@ -64,8 +74,10 @@ class TrainingRun:
     What cannot be written down (a full disk, say) leaves the row incomplete; it ends as FAILED then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, continued: Continued) -> None:
+        self.id = continued.id  # of the row, in whatever store it is
         self.journal: Journal | None = None
+        self._continued = continued
         self._delivery: subprocess.Popen[bytes] | None = None
         self._model: list[Event] = []
         self._incomplete = False
@@ -88,11 +100,18 @@ class TrainingRun:
 
     def start(self, params: "Params", device: str) -> None:
         tags = provenance.tags() | provenance.environment(device)
+        for earlier in journals(main_root()):
+            with suppress(FileNotFoundError):  # delivered a moment ago
+                if earlier.run() == self.id:
+                    earlier.close()
         with Journal.create(main_root()) as journal:
-            journal.append(_start(params, tags))
+            run = self.id or journal.id
+            journal.append(_start(params, tags) | {"run": run})
+            for record in self._continued.epochs:
+                journal.append(_epoch(record, {}))
             _append_diff(journal)
             _append_inputs(journal, "train", params)
-        self.journal = journal
+        self.id, self.journal = run, journal
         self._delivery = start_delivery(journal)
 
     def log_epoch(self, record: dict[str, float], **timings: float) -> None:

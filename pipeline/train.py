@@ -2,7 +2,8 @@
 
     python -m pipeline.train          (normally through `dvc repro`)
 
-Reads the `model` and `train` sections of params.yaml. MLflow gets a row of its own for every run.
+Reads the `model` and `train` sections of params.yaml. MLflow gets a row of its own for every run. A training
+that was stopped goes on from its last checkpoint, in its row, to the same bytes.
 """
 
 import json
@@ -13,13 +14,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline import tracking
+from pipeline import dvcfiles, environment, tracking
+from pipeline.checkpoint import FOLDER, Checkpoint, training_hash
 from pipeline.data import load_split
 from pipeline.errors import run_command
 from pipeline.model import Architecture, AutoEncoder, save_model
+from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress, announce_dataset
-from pipeline.training import EpochRecord, fit, make_deterministic, resolve_device
+from pipeline.repository import main_root
+from pipeline.training import EpochRecord, TrainingState, fit, make_deterministic, resolve_device
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
@@ -45,26 +49,46 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    progress = TrainingProgress(params.train.n_epochs, len(train))
-    with tracking.training_run(params, device=str(device)) as run:
+    checkpoint = Checkpoint(main_root() / FOLDER, training_hash(params, device))
+    with checkpoint.held():
+        saved = checkpoint.load()
+        earlier = saved.state.result.history if saved else []
+        if saved:
+            print(f"going on after epoch {len(earlier)} of {params.train.n_epochs} of a training that was stopped")
+        progress = TrainingProgress(params.train.n_epochs, len(train), first_epoch=len(earlier) + 1)
+        continued = tracking.Continued(saved.run, list(map(asdict, earlier))) if saved else None
+        with tracking.training_run(params, str(device), continued) as run:
 
-        def on_epoch(record: EpochRecord, seconds: float) -> None:
-            progress.on_epoch(record, seconds)
-            run.log_epoch(asdict(record), epoch_seconds=seconds, images_per_second=len(train) / seconds)
+            def on_epoch(record: EpochRecord, seconds: float) -> None:
+                progress.on_epoch(record, seconds)
+                run.log_epoch(asdict(record), epoch_seconds=seconds, images_per_second=len(train) / seconds)
 
-        result = fit(model, train, valid, params.train, progress.on_batch, on_epoch)
+            def on_state(state: TrainingState) -> None:
+                checkpoint.save(state, run.id, is_last=len(state.result.history) == params.train.n_epochs)
 
-        model.cpu().load_state_dict(result.weights)
-        save_model(model, MODEL_PATH)
-        HISTORY_PATH.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(map(asdict, result.history)).to_csv(HISTORY_PATH, index=False, float_format="%.9g")
-        best = result.history[result.best_epoch - 1]
-        metrics = {
-            "valid": {"best_mse": best.valid_mse, "best_epoch": result.best_epoch},
-            "model": {"n_parameters": n_parameters},
-        }
-        METRICS_PATH.write_text(json.dumps(metrics, indent=2) + "\n")
-        run.log_training_outputs(params)
+            result = fit(
+                model,
+                train,
+                valid,
+                params.train,
+                on_batch=progress.on_batch,
+                on_epoch=on_epoch,
+                on_state=on_state,
+                state=saved.state if saved else None,
+            )
+
+            model.cpu().load_state_dict(result.weights)
+            save_model(model, MODEL_PATH)
+            write_out(HISTORY_PATH, pd.DataFrame(map(asdict, result.history)).to_csv(index=False, float_format="%.9g"))
+            best = result.history[result.best_epoch - 1]
+            metrics = {
+                "valid": {"best_mse": best.valid_mse, "best_epoch": result.best_epoch},
+                "model": {"n_parameters": n_parameters},
+            }
+            write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
+            environment.record(dvcfiles.md5s(dvcfiles.declared("train")["outs"]), device)
+            run.log_training_outputs(params)
+        checkpoint.finish()
     print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")
 
 

@@ -41,6 +41,15 @@ class FitResult:
     history: list[EpochRecord]
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that the epochs to come depend on, parameters and data aside, after a whole epoch."""
+
+    model: dict[str, torch.Tensor]  # the state_dict
+    optimizer: dict[int, dict[str, torch.Tensor]]  # what Adam keeps for each parameter, by its number
+    result: FitResult  # of the epochs so far
+
+
 def fit(
     model: "AutoEncoder",
     train: torch.Tensor,
@@ -48,22 +57,34 @@ def fit(
     params: "TrainParams",
     on_batch: Callable[[int], object] = lambda _: None,
     on_epoch: Callable[[EpochRecord, float], object] = lambda *_: None,
+    on_state: Callable[[TrainingState], object] = lambda _: None,
+    state: TrainingState | None = None,
 ) -> FitResult:
     """Minimise the reconstruction MSE with Adam; keep the weights of the best validation epoch.
+
+    Started from any of the states that it tells, it returns the very bits that it would have returned.
 
     Args:
         model: on the device to train on, as are `train` and `valid`; its weights are changed.
         train, valid: float32 [n, 784], pixels in 0…1.
         on_batch: told the number of images after each step.
         on_epoch: told each record and the seconds that the epoch's training steps took.
+        on_state: told the state after each epoch, before the epoch is told. Its tensors change with the next step.
+        state: to go on from, of a training with equal parameters and data; else it starts anew.
 
     Raises:
         PipelineError: a loss is not finite; the message names the epoch.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=params.lr, fused=True)
+    history: list[EpochRecord] = []
     best_mse, best_epoch, weights = math.inf, 0, {}
-    history = []
-    for epoch in range(1, params.n_epochs + 1):
+    if state is not None:
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state.optimizer})
+        history = list(state.result.history)
+        best_epoch, weights = state.result.best_epoch, state.result.weights
+        best_mse = history[best_epoch - 1].valid_mse
+    for epoch in range(len(history) + 1, params.n_epochs + 1):
         # Shuffle and dropout depend on (seed, epoch) alone, whatever ran before.
         torch.manual_seed(epoch_seed(params.seed, epoch))
         order = torch.randperm(len(train)).to(train.device)
@@ -102,6 +123,8 @@ def fit(
         if record.valid_mse < best_mse:
             best_mse, best_epoch = record.valid_mse, epoch
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        result = FitResult(weights, best_epoch, list(history))
+        on_state(TrainingState(model.state_dict(), optimizer.state_dict()["state"], result))
         on_epoch(record, seconds)
     return FitResult(weights, best_epoch, history)
 

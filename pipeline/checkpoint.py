@@ -1,0 +1,192 @@
+"""What lets a stopped training go on: its state after a whole epoch, kept beside the outs, never one of them.
+
+A checkpoint is a file under `.checkpoints/` in the main repository, named after a hash of everything that
+decides what the training writes, so that one of other parameters, data, code, versions or hardware is never
+found. Its first 32 bytes are the SHA-256 of the rest, which is a safetensors file. It replaces the one before
+it by a rename, whole and on the disk.
+
+    NAME.state      of a training that goes on or was stopped
+    NAME.finished   of one whose outs are written, until dvc.lock has them
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load, save
+
+from pipeline import dvcfiles, environment
+from pipeline.training import EpochRecord, FitResult, TrainingState
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+FOLDER = ".checkpoints"
+# At most so much work is lost, or one epoch where that takes longer.
+SECONDS_BETWEEN = 10.0
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state, and the MLflow row (`tracking.TrainingRun.id`) of the training that it is of."""
+
+    state: TrainingState
+    run: str | None
+
+
+class Checkpoint:
+    """The checkpoint of one training. Saving never raises: the first trouble is told, and training goes on."""
+
+    def __init__(self, folder: Path, name: str):
+        self._state = folder / f"{name}.state"
+        self._finished = folder / f"{name}.finished"
+        self._is_ours = False
+        self._warned = False
+        self._last_saved = self._last_epoch = time.monotonic()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block the checkpoint is this process's; if it is another's, nothing is found and nothing saved."""
+        lock = FileLock(self._state.with_suffix(".lock"))
+        try:
+            self._state.parent.mkdir(exist_ok=True)
+            lock.acquire(timeout=0)
+            self._is_ours = True
+        except Timeout:
+            self._warn("another process trains exactly this at present: no checkpoint is kept of this training")
+        except OSError as error:
+            self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+        try:
+            if self._is_ours:
+                self._remove_what_is_recorded()
+            yield
+        finally:
+            lock.release()
+
+    def load(self) -> Saved | None:
+        """The last state that was saved. A damaged file is told and deleted.
+
+        Tensors are on the CPU.
+        """
+        for path in (self._state, self._finished) if self._is_ours else ():
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+                if hashlib.sha256(body).digest() == digest:
+                    return _unpack(body)
+                print(f"warning: the checkpoint {path} is damaged and deleted; training starts anew", file=sys.stderr)
+                path.unlink()
+        return None
+
+    def save(self, state: TrainingState, run: str | None, is_last: bool) -> None:
+        """Called after every epoch; writes the state if the next epoch might be too late, and after the last one."""
+        now = time.monotonic()
+        next_chance = now + (now - self._last_epoch)
+        self._last_epoch = now
+        if not self._is_ours or not (is_last or next_chance - self._last_saved > SECONDS_BETWEEN):
+            return
+        new = self._state.with_suffix(".new")
+        try:
+            body = _pack(state, run)
+            with new.open("wb") as file:
+                file.write(hashlib.sha256(body).digest())
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._state)
+            _sync_folder(self._state.parent)
+            self._last_saved = time.monotonic()
+        except OSError as error:
+            self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+            with suppress(OSError):
+                new.unlink()
+
+    def finish(self) -> None:
+        """The outs are written. Under DVC the state stays until dvc.lock has them: until then they can be lost."""
+        with suppress(OSError):
+            if os.environ.get("DVC_STAGE"):
+                self._state.replace(self._finished)
+            else:
+                self._state.unlink()
+
+    def _remove_what_is_recorded(self) -> None:
+        """Finished trainings, but one whose outs DVC lost, being stopped before it wrote dvc.lock."""
+        lock = Path("dvc.lock")
+        for path in self._finished.parent.glob("*.finished"):
+            with suppress(FileNotFoundError):
+                is_lost = lock.is_file() and lock.stat().st_mtime_ns < path.stat().st_mtime_ns
+                if path != self._finished or not is_lost:
+                    path.unlink()
+                    path.with_suffix(".lock").unlink(missing_ok=path != self._finished)
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            print(f"warning: {text}", file=sys.stderr)
+        self._warned = True
+
+
+def training_hash(params: "Params", device: torch.device) -> str:
+    """A hash of all that decides what a training writes: parameters, data, code, versions, hardware and threads."""
+    decisive = {
+        "params": {"model": params.model.model_dump(), "train": params.train.model_dump()},
+        "files": dvcfiles.md5s(dvcfiles.declared("train")["deps"]),
+        "environment": environment.fingerprint(device),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _pack(state: TrainingState, run: str | None) -> bytes:
+    result = state.result
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
+    if result.best_epoch != len(result.history):  # else they are the model's
+        tensors |= {f"weights/{name}": tensor for name, tensor in result.weights.items()}
+    for number, values in state.optimizer.items():
+        tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
+    # JSON brings every float back to the bit.
+    rest = {"best_epoch": result.best_epoch, "history": [asdict(record) for record in result.history], "run": run}
+    return save(tensors, {"rest": json.dumps(rest)})
+
+
+def _unpack(body: bytes) -> Saved:
+    rest = _metadata(body)
+    groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "weights": {}}
+    optimizer: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load(body).items():
+        group, _, name = key.partition("/")
+        if group == "optimizer":
+            number, _, name = name.partition("/")
+            # A copy, for it is written to: what safetensors returns lies in `bytes`.
+            optimizer.setdefault(int(number), {})[name] = tensor.clone()
+        else:
+            groups[group][name] = tensor
+    history = [EpochRecord(**record) for record in rest["history"]]
+    result = FitResult(groups["weights"] or groups["model"], rest["best_epoch"], history)
+    return Saved(TrainingState(groups["model"], optimizer, result), rest["run"])
+
+
+def _metadata(body: bytes) -> dict[str, Any]:
+    """What `save` was given beside the tensors; safetensors itself reads that of files alone.
+
+    The format: 8 bytes with the length of a JSON header, in which it stands.
+    """
+    length = int.from_bytes(body[:8], "little")
+    return json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["rest"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that not even a machine that goes down brings back what a rename replaced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

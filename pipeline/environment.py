@@ -1,0 +1,55 @@
+"""What the last bits of a training depend on beyond code, data and parameters: versions, processor, threads."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from pipeline.outs import write_out
+
+RECORD_PATH = Path("reports/environment.json")
+PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """Names and values that tell two environments apart, those of this process on `device`."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def record(outs: dict[str, str], device: torch.device) -> None:
+    """Note in RECORD_PATH, which is in git, the environment that made these outs ({path: MD5}).
+
+    The file is no out, for it depends on the machine. One that already tells who made the very same bytes
+    stays as it is, so that to reproduce them changes nothing.
+
+    Raises:
+        PipelineError: it cannot be written.
+    """
+    if recorded()["outs"] != outs:
+        content = {"outs": outs, "environment": fingerprint(device)}
+        write_out(RECORD_PATH, json.dumps(content, indent=2) + "\n")
+
+
+def recorded(folder: Path = Path()) -> dict[str, dict[str, str]]:
+    """What `record` noted in a repository: `outs` and `environment`, both empty where there is no such note."""
+    try:
+        return json.loads((folder / RECORD_PATH).read_text())
+    except (FileNotFoundError, ValueError):
+        return {"outs": {}, "environment": {}}
+
+
+def cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
