@@ -1,4 +1,4 @@
-# make run | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
+# make run | verify | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
@@ -13,10 +13,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev run ui sync tidy review bench test test-all lint lock clean distclean
+.PHONY: help setup setup-dev run verify ui sync tidy review bench test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
+	@echo 'make verify     reproduce the committed results in a clone, and compare (0: alike, 2: not)'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
 	@echo 'make sync       deliver to MLflow what an outage kept back; a run for the workspace'
 	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
@@ -49,6 +50,9 @@ endif
 
 run: setup
 	@$(BIN)/python -m pipeline.run
+
+verify: setup
+	@$(BIN)/python -m pipeline.verify || test $$? = 4
 
 ui: setup
 	@$(BIN)/python -m pipeline.ui --port $(PORT)

@@ -77,11 +77,10 @@ def main() -> None:
 
 def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Any]:
     """Whether two networks are the same to the bit, and the L2 norm of their difference over that of the first."""
-    names = [name for name in old if old[name].dtype == np.float32]
-    difference = sum(float(((new[name] - old[name]).astype(np.float64) ** 2).sum()) for name in names)
-    norm = sum(float((old[name].astype(np.float64) ** 2).sum()) for name in names)
+    from pipeline.verify import distance
+
     identical = all(old[name].tobytes() == new[name].tobytes() for name in old)
-    return {"identical": identical, "weights_relative_difference": (difference / norm) ** 0.5}
+    return {"identical": identical, "weights_relative_difference": distance(old, new)}
 
 
 def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
         "test_mse": reconstruction_mse(model, pixels["test"]),
         "seconds": round(seconds, 1),
     }
-    return {"metrics": metrics, "machine": fingerprint(torch.device("cpu"))}
+    return {"metrics": metrics, "machine": fingerprint("cpu")}
 
 
 if __name__ == "__main__":

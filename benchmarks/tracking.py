@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import provenance
+from pipeline import environment
 
 RESULT_PATH = Path("reports/benchmarks/tracking.json")
 FIXED_REPETITIONS = 3
@@ -58,7 +58,7 @@ def main() -> None:
                     wait_for_background(copy)
                 per_epoch[tracking].append((seconds[MANY_EPOCHS] - seconds[FEW_EPOCHS]) / (MANY_EPOCHS - FEW_EPOCHS))
     result = {
-        "machine": provenance.environment("cpu") | {"cores": os.cpu_count(), "system": platform.platform()},
+        "machine": environment.fingerprint("cpu") | {"cores": os.cpu_count(), "system": platform.platform()},
         "fixed_seconds": summary(fixed),
         "seconds_per_epoch": summary(per_epoch),
     }
@@ -129,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{values[key]:.3f} s" for key in ("median_with", "median_without", "median_difference")]
         rows.append(f"| {label} | {' | '.join(cells)} |")
     machine = result["machine"]
-    rows.append(f"\n{machine['env.hardware']}, {machine['cores']} cores, torch {machine['env.torch']}")
+    rows.append(f"\n{machine['hardware']}, {machine['cores']} cores, torch {machine['torch']}")
     return "\n".join(rows)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -34,6 +34,8 @@ FOLDER = ".checkpoints"
 # At most so much work is lost, or one epoch where that takes longer.
 SECONDS_BETWEEN = 10.0
 DIGEST_BYTES = 32
+# The name under which what is no tensor is kept.
+REST = "rest"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Checkpoint:
         except Timeout:
             self._warn("another process trains exactly this at present: no checkpoint is kept of this training")
         except OSError as error:
-            self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+            self._warn_of(error)
         try:
             if self._is_ours:
                 self._remove_what_is_recorded()
@@ -107,7 +109,7 @@ class Checkpoint:
             _sync_folder(self._state.parent)
             self._last_saved = time.monotonic()
         except OSError as error:
-            self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+            self._warn_of(error)
             with suppress(OSError):
                 new.unlink()
 
@@ -129,13 +131,16 @@ class Checkpoint:
                     path.unlink()
                     path.with_suffix(".lock").unlink(missing_ok=path != self._finished)
 
+    def _warn_of(self, error: OSError) -> None:
+        self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+
     def _warn(self, text: str) -> None:
         if not self._warned:
             print(f"warning: {text}", file=sys.stderr)
         self._warned = True
 
 
-def training_hash(params: "Params", device: torch.device) -> str:
+def training_hash(params: "Params", device: str) -> str:
     """A hash of all that decides what a training writes: parameters, data, code, versions, hardware and threads."""
     decisive = {
         "params": {"model": params.model.model_dump(), "train": params.train.model_dump()},
@@ -154,14 +159,16 @@ def _pack(state: TrainingState, run: str | None) -> bytes:
         tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
     # JSON brings every float back to the bit.
     rest = {"best_epoch": result.best_epoch, "history": [asdict(record) for record in result.history], "run": run}
-    return save(tensors, {"rest": json.dumps(rest)})
+    tensors[REST] = torch.frombuffer(bytearray(json.dumps(rest).encode()), dtype=torch.uint8)
+    return save(tensors)
 
 
 def _unpack(body: bytes) -> Saved:
-    rest = _metadata(body)
+    tensors = load(body)
+    rest = json.loads(tensors.pop(REST).numpy().tobytes())
     groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "weights": {}}
     optimizer: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in load(body).items():
+    for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         if group == "optimizer":
             number, _, name = name.partition("/")
@@ -172,15 +179,6 @@ def _unpack(body: bytes) -> Saved:
     history = [EpochRecord(**record) for record in rest["history"]]
     result = FitResult(groups["weights"] or groups["model"], rest["best_epoch"], history)
     return Saved(TrainingState(groups["model"], optimizer, result), rest["run"])
-
-
-def _metadata(body: bytes) -> dict[str, Any]:
-    """What `save` was given beside the tensors; safetensors itself reads that of files alone.
-
-    The format: 8 bytes with the length of a JSON header, in which it stands.
-    """
-    length = int.from_bytes(body[:8], "little")
-    return json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["rest"])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -27,6 +27,11 @@ def all_outs() -> set[str]:
     return {path for stage in all_stages() for path in declared(stage)["outs"]}
 
 
+def locked_outs() -> dict[str, str]:
+    """{path: MD5} of every out that dvc.lock records."""
+    return {out["path"]: out["md5"] for stage in _load("dvc.lock").values() for out in stage.get("outs", [])}
+
+
 def md5s(paths: list[str]) -> dict[str, str]:
     """{path: MD5} as DVC computes them, of the files that exist."""
     return {path: _md5(Path(path)) for path in paths if Path(path).is_file()}

@@ -5,28 +5,29 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from pipeline.outs import write_out
 
 RECORD_PATH = Path("reports/environment.json")
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
 
 
-def fingerprint(device: torch.device) -> dict[str, str]:
-    """Names and values that tell two environments apart, those of this process on `device`."""
+def fingerprint(device: str) -> dict[str, str]:
+    """Names and values that tell two environments apart, those of this process on `device`, as in `cuda:0`."""
+    import torch
+
+    kind = torch.device(device).type
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": device.type,
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": kind,
+        "hardware": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
 
 
-def record(outs: dict[str, str], device: torch.device) -> None:
+def record(outs: dict[str, str], device: str) -> None:
     """Note in RECORD_PATH, which is in git, the environment that made these outs ({path: MD5}).
 
     The file is no out, for it depends on the machine. One that already tells who made the very same bytes

@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from pipeline import dvcfiles
+from pipeline import dvcfiles, environment
 from pipeline.redaction import redact_diff
 
 LARGEST_DIFF = 200_000
@@ -34,7 +34,7 @@ def changed_code() -> list[str] | None:
     if changed is None:
         return None
     untracked = _git("ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
-    expected = {"params.yaml", "dvc.lock", "reports/environment.json"} | dvcfiles.all_outs()
+    expected = {"params.yaml", "dvc.lock", str(environment.RECORD_PATH)} | dvcfiles.all_outs()
     return sorted({*changed.splitlines(), *untracked.splitlines()} - expected)
 
 
@@ -59,15 +59,6 @@ def diff_of_code() -> str:
         # At the end of a line, for half a secret is not recognised.
         diff = f"{diff[:LARGEST_DIFF].rpartition(chr(10))[0]}\n(cut off: it is longer)\n"
     return redact_diff(diff)
-
-
-def environment(device: str) -> dict[str, str]:
-    """MLflow tags for the machine and the versions that decide a training's last bits and its speed."""
-    import torch
-
-    from pipeline.environment import fingerprint
-
-    return {f"env.{name}": value for name, value in fingerprint(torch.device(device)).items()}
 
 
 def experiments() -> dict[tuple[str, str], str]:

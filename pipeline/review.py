@@ -13,7 +13,6 @@ results are not those of its code; 70 a bug of this command.
 """
 
 import argparse
-import fnmatch
 import io
 import json
 import logging
@@ -24,41 +23,22 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import traceback
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import PipelineError, run_command
+from pipeline.errors import BUG, PipelineError, run_command
+from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
 
-TOLERANCES_PATH = "tolerances.yaml"
-WORSE, LOCK_OUT_OF_DATE, BUG = 1, 3, 70
+WORSE, LOCK_OUT_OF_DATE = 1, 3
 # What a reviewer should see first stands first.
 VERDICTS = ("worse", "gone", "not comparable", "better", "within tolerance", "new", "not judged")
 FAILING = VERDICTS[:3]
-
-
-class Tolerance(BaseModel):
-    """A metric may get worse by up to absolute + relative × |old|."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    better: Literal["lower", "higher"]
-    absolute: float = Field(0, ge=0)
-    relative: float = Field(0, ge=0)
-
-    def verdict(self, old: float, new: float) -> str:
-        gain = old - new if self.better == "lower" else new - old
-        margin = self.absolute + self.relative * abs(old)
-        if gain > margin:
-            return "better"
-        return "within tolerance" if gain >= -margin else "worse"
 
 
 @dataclass(frozen=True)
@@ -133,7 +113,7 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     with Repo() as repo:
         params = changes(repo.params.diff(a_rev=base, b_rev=head), strict=not notes)
         metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head), strict=not notes)
-    metrics = judge(metric_changes, load_tolerances(head))
+    metrics = judge(metric_changes, parse_tolerances(show(head, TOLERANCES_PATH) or b""))
     if show(base, "dvc.yaml") is None:
         notes.append("The base has no pipeline: everything is new.")
     if show(base, TOLERANCES_PATH) not in (None, show(head, TOLERANCES_PATH)):
@@ -187,7 +167,7 @@ def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[Metri
     other_data = any(metric.name == "dataset" and None not in (metric.old, metric.new) for metric in metrics)
 
     def verdict(metric: Change) -> str:
-        tolerance = next((rule for name, rule in tolerances.items() if fnmatch.fnmatchcase(metric.name, name)), None)
+        tolerance = tolerance_of(metric.name, tolerances)
         if tolerance is None:
             return "not judged"
         if other_data:
@@ -204,23 +184,6 @@ def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[Metri
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def load_tolerances(commit: str) -> dict[str, Tolerance]:
-    """tolerances.yaml of a commit: {pattern of metric names: tolerance}; none where there is no file.
-
-    Raises:
-        PipelineError: the file is not valid; every problem is listed.
-    """
-    content = show(commit, TOLERANCES_PATH)
-    try:
-        rules = yaml.safe_load(content or b"") or {}
-        return {name: Tolerance.model_validate(rule) for name, rule in rules.items()}
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise PipelineError(f"{TOLERANCES_PATH} is not valid: {problems}") from None
-    except (yaml.YAMLError, AttributeError) as error:
-        raise PipelineError(f"{TOLERANCES_PATH} is not valid: {' '.join(str(error).split())}") from None
 
 
 def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
@@ -517,9 +480,5 @@ def git_bytes(*arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    try:
-        run_command(main)
-    except Exception:
-        # Python's own exit code for a bug is 1, which says here that a metric is worse.
-        traceback.print_exc()
-        sys.exit(BUG)
+    # Python's own exit code for a bug is 1, which says here that a metric is worse.
+    run_command(main, exit_code_of_a_bug=BUG)

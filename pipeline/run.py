@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from pipeline import dvcfiles, sources, tracking
 from pipeline.errors import PipelineError, run_command
@@ -48,15 +49,21 @@ def mnist_is_out_of_reach() -> bool:
     return sources.reachable_mirror() is None
 
 
-def dvc(*arguments: str) -> None:
+def dvc(*arguments: str, folder: Path = Path(), output: TextIO | None = None, **variables: str) -> None:
     """Run DVC with this Python, whose folder comes first in PATH for the stages' sake.
+
+    Args:
+        folder: where it runs.
+        output: where its output goes instead of this process's.
+        variables: of its environment, beside this process's.
 
     Raises:
         PipelineError: DVC failed; it has said why.
     """
-    folder = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", ""), "DVC_NO_ANALYTICS": "1"}
-    status = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment).returncode
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | variables
+    command = [sys.executable, "-m", "dvc", *arguments]
+    status = subprocess.run(command, cwd=folder, env=environment, stdout=output).returncode
     if status != 0:
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed; what went wrong stands above")
 

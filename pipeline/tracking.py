@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline import dvcfiles, processes, provenance, store
+from pipeline import dvcfiles, environment, processes, provenance, store
 from pipeline.journal import Event, Journal, journals, now_ms, one_line
 from pipeline.repository import main_root
 
@@ -99,7 +99,7 @@ class TrainingRun:
         self._warned = True
 
     def start(self, params: "Params", device: str) -> None:
-        tags = provenance.tags() | provenance.environment(device)
+        tags = provenance.tags() | {f"env.{name}": value for name, value in environment.fingerprint(device).items()}
         for earlier in journals(main_root()):
             with suppress(FileNotFoundError):  # delivered a moment ago
                 if earlier.run() == self.id:

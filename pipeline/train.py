@@ -49,7 +49,7 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    checkpoint = Checkpoint(main_root() / FOLDER, training_hash(params, device))
+    checkpoint = Checkpoint(main_root() / FOLDER, training_hash(params, str(device)))
     with checkpoint.held():
         saved = checkpoint.load()
         earlier = saved.state.result.history if saved else []
@@ -86,7 +86,7 @@ def main() -> None:
                 "model": {"n_parameters": n_parameters},
             }
             write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
-            environment.record(dvcfiles.md5s(dvcfiles.declared("train")["outs"]), device)
+            environment.record(dvcfiles.md5s(dvcfiles.declared("train")["outs"]), str(device))
             run.log_training_outputs(params)
         checkpoint.finish()
     print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")

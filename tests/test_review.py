@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import review
 from pipeline.errors import PipelineError
+from pipeline.tolerances import Tolerance
 from tests.helpers import PROJECT, copy_project, environment, git, run
 
 DVC_YAML = """\
@@ -160,7 +161,7 @@ def test_a_worse_result_fails(scratch: Path, reviewed: Reviewer) -> None:
 )
 def test_a_verdict_is_absolute_plus_relative(better: str, new: float, verdict: str) -> None:
     """From 1.0 with 0.05 absolute and 10 % relative, 0.15 either way is neither better nor worse."""
-    tolerance = review.Tolerance.model_validate({"better": better, "absolute": 0.05, "relative": 0.1})
+    tolerance = Tolerance.model_validate({"better": better, "absolute": 0.05, "relative": 0.1})
     assert tolerance.verdict(1.0, new) == verdict
 
 

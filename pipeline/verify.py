@@ -1,0 +1,305 @@
+"""Reproduce the committed results from nothing in a temporary clone of HEAD, and compare.
+
+    python -m pipeline.verify
+
+The clone has a cache of its own and tracks no run; only the raw data is copied from here. Prints for each
+out whether it is identical, within the tolerances of tolerances.yaml or different, the metrics that moved,
+and in what the environment differs from the one that was recorded with the results.
+
+Exit codes: 0 every out is identical; 4 within tolerance; 1 different; 2 it cannot be reproduced here, the
+message says why; 70 a bug of this command.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from pipeline import dvcfiles, environment, processes
+from pipeline.errors import BUG, PipelineError, run_command
+from pipeline.repository import main_root
+from pipeline.run import dvc
+from pipeline.sources import RAW_FOLDER
+from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
+
+# From the best to the worst. What is not judged has no tolerance: the others decide.
+IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT = "identical", "not judged", "within tolerance", "different"
+VERDICTS = (IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT)
+EXIT_CODES = {IDENTICAL: 0, WITHIN: 4, DIFFERENT: 1}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that moved, with the verdict on it."""
+
+    name: str
+    committed: float
+    reproduced: float
+    margin: float | None  # how far it may move; None where it has no tolerance
+    verdict: str
+
+    def share(self) -> float:
+        """How far it moved, as a share of what it may, or of itself."""
+        return abs(self.reproduced - self.committed) / (self.margin or abs(self.committed) or 1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An out beside the committed one."""
+
+    path: str
+    verdict: str
+    detail: str
+    numbers: list[Number]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    root = main_root()
+    with processes.sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        clone = Path(folder, "clone")
+        commit = clone_head(root, clone)
+        with chdir(clone):
+            expected = dvcfiles.locked_outs()
+            if not expected:
+                raise PipelineError("dvc.lock records no results: run `dvc repro` and commit dvc.lock and reports/")
+            recorded = environment.recorded()
+            tolerances = parse_tolerances(read(Path(TOLERANCES_PATH)) or b"")
+            committed = {path: committed_content(path, md5, root) for path, md5 in expected.items()}
+            forget_results(expected)
+        print(f"verify: reproducing {commit[:10]} from nothing in {clone}", file=sys.stderr, flush=True)
+        reproduce(root, clone)
+        with chdir(clone):
+            comparisons = settle([compare(path, md5, committed[path], tolerances) for path, md5 in expected.items()])
+            here = environment.recorded()["environment"]
+        is_of_these = all(expected.get(path) == md5 for path, md5 in recorded["outs"].items())
+        print(report(commit, comparisons))
+        print(environments(recorded["environment"], here, is_of_these))
+    if git(root, "status", "--porcelain", "--untracked-files=no"):
+        print("\nThe working tree differs from the commit; the commit is what was verified.")
+    sys.exit(EXIT_CODES[worst(comparisons)])
+
+
+def clone_head(root: Path, clone: Path) -> str:
+    """Clone the repository's HEAD, with a DVC cache of the clone's own; returns the commit.
+
+    Raises:
+        PipelineError: there is no commit to clone.
+    """
+    commit = git(root, "rev-parse", "HEAD")
+    git(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
+    git(clone, "checkout", "--quiet", "--detach", commit)
+    # The user's own configuration may name a cache that all projects share.
+    local = f"[core]\n    site_cache_dir = {clone / '.dvc/site'}\n[cache]\n    dir = {clone / '.dvc/cache'}\n"
+    (clone / ".dvc/config.local").write_text(local)
+    return commit
+
+
+def committed_content(path: str, md5: str, root: Path) -> bytes | None:
+    """A committed out: from the clone where git has it, else from the workspace if it is the same there."""
+    for candidate in (Path(path), root / path):
+        if candidate.is_file() and dvcfiles.md5s([str(candidate)]) == {str(candidate): md5}:
+            return candidate.read_bytes()
+    return None
+
+
+def forget_results(expected: dict[str, str]) -> None:
+    """Delete all that a reproduction makes, so that nothing committed can pass for reproduced."""
+    for path in [*map(Path, expected), Path("dvc.lock"), environment.RECORD_PATH]:
+        path.unlink(missing_ok=True)
+
+
+def reproduce(root: Path, clone: Path) -> None:
+    """Run every stage in the clone.
+
+    Raises:
+        PipelineError: a stage failed.
+    """
+    if (root / RAW_FOLDER).is_dir():
+        shutil.copytree(root / RAW_FOLDER, clone / RAW_FOLDER, dirs_exist_ok=True)
+    dvc("repro", folder=clone, output=sys.stderr, PIPELINE_TRACKING="0")
+
+
+def compare(path: str, md5: str, committed: bytes | None, tolerances: dict[str, Tolerance]) -> Comparison:
+    """An out of the working folder against the committed one, whose MD5 dvc.lock has.
+
+    Metrics and tables are judged number by number, data to the bit; weights and figures follow the metrics.
+    """
+    content = read(Path(path))
+    if content is None:
+        return Comparison(path, DIFFERENT, "was not made", [])
+    if dvcfiles.md5s([path])[path] == md5:
+        return Comparison(path, IDENTICAL, "", [])
+    kind = Path(path).suffix
+    if kind in (".json", ".csv"):
+        if committed is None:
+            return Comparison(path, DIFFERENT, "the committed file is not the one in dvc.lock, see `make review`", [])
+        return compare_values(path, values(path, committed), values(path, content), tolerances)
+    if kind == ".safetensors":
+        return compare_tensors(path, committed, content)
+    return Comparison(path, NOT_JUDGED, "follows the metrics", [])
+
+
+def compare_values(
+    path: str, old: dict[str, list[Any]], new: dict[str, list[Any]], tolerances: dict[str, Tolerance]
+) -> Comparison:
+    if {name: len(column) for name, column in old.items()} != {name: len(column) for name, column in new.items()}:
+        return Comparison(path, DIFFERENT, "other names, or another number of values", [])
+    numbers = []
+    for name in old:
+        moved = [(a, b) for a, b in zip(old[name], new[name], strict=True) if a != b]
+        if any(not (is_number(a) and is_number(b)) for a, b in moved):
+            return Comparison(path, DIFFERENT, f"{name} is another text, or no finite number", [])
+        tolerance = tolerance_of(name, tolerances)
+        judged = [judge(name, a, b, tolerance) for a, b in moved]
+        if judged:
+            numbers.append(max(judged, key=Number.share))  # of a column
+    verdict = max((number.verdict for number in numbers), key=VERDICTS.index, default=NOT_JUDGED)
+    return Comparison(path, verdict, "" if verdict != NOT_JUDGED else "follows the metrics", numbers)
+
+
+def judge(name: str, old: float, new: float, tolerance: Tolerance | None) -> Number:
+    """A better number than the committed one is as little a reproduction as a worse one."""
+    if tolerance is None:
+        return Number(name, old, new, None, NOT_JUDGED)
+    margin = tolerance.margin(old)
+    return Number(name, old, new, margin, WITHIN if abs(new - old) <= margin else DIFFERENT)
+
+
+def compare_tensors(path: str, committed: bytes | None, content: bytes) -> Comparison:
+    """Data, which is whole numbers, must be the same to the bit; weights follow the metrics."""
+    try:
+        new = load(content)
+        old = load(committed) if committed is not None else None
+    except SafetensorError as error:
+        return Comparison(path, DIFFERENT, f"cannot be read: {error}", [])
+    if not any(is_floating(tensor) for tensor in new.values()):
+        return Comparison(path, DIFFERENT, "data must be the same to the bit", [])
+    if old is None:
+        return Comparison(path, NOT_JUDGED, "follows the metrics", [])
+    if {name: (t.dtype, t.shape) for name, t in old.items()} != {name: (t.dtype, t.shape) for name, t in new.items()}:
+        return Comparison(path, DIFFERENT, "other names, types or shapes", [])
+    return Comparison(path, NOT_JUDGED, f"follows the metrics; {distance(old, new):.2g} apart (L2, relative)", [])
+
+
+def is_floating(tensor: np.ndarray) -> bool:
+    return np.issubdtype(tensor.dtype, np.floating)
+
+
+def distance(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
+    """The L2 norm of the difference of all floating-point tensors together, over that of the old ones."""
+    names = [name for name in old if is_floating(old[name])]
+    difference = sum(float(((new[name].astype(np.float64) - old[name]) ** 2).sum()) for name in names)
+    norm = sum(float((old[name].astype(np.float64) ** 2).sum()) for name in names)
+    return math.sqrt(difference / norm) if norm else math.inf
+
+
+def settle(comparisons: list[Comparison]) -> list[Comparison]:
+    """What follows the metrics gets their verdict."""
+    verdict = worst(comparisons)
+    return [
+        Comparison(each.path, verdict, each.detail, each.numbers) if each.verdict == NOT_JUDGED else each
+        for each in comparisons
+    ]
+
+
+def worst(comparisons: list[Comparison]) -> str:
+    verdict = max((each.verdict for each in comparisons), key=VERDICTS.index)
+    return WITHIN if verdict == NOT_JUDGED else verdict
+
+
+def values(path: str, content: bytes) -> dict[str, list[Any]]:
+    """A JSON file's values by dotted name; a CSV file's columns by `<file's stem>.<column>`."""
+    if path.endswith(".json"):
+        return {name: [value] for name, value in leaves(json.loads(content), "")}
+    table = csv.DictReader(io.StringIO(content.decode()))
+    columns: dict[str, list[Any]] = {f"{Path(path).stem}.{name}": [] for name in table.fieldnames or ()}
+    for row in table:
+        for name, value in row.items():
+            columns[f"{Path(path).stem}.{name}"].append(as_number(value))
+    return columns
+
+
+def leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return [(prefix, value)]
+    return [leaf for key, item in items for leaf in leaves(item, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def as_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def report(commit: str, comparisons: list[Comparison]) -> str:
+    """The verdict on each out, and the numbers that moved."""
+    width = max(len(each.path) for each in comparisons)
+    lines = [f"{each.path:{width}}  {each.verdict}{f' ({each.detail})' if each.detail else ''}" for each in comparisons]
+    numbers = [number for each in comparisons for number in each.numbers]
+    if numbers:
+        width = max(len(number.name) for number in numbers)
+        lines.append(f"\n{'metric':{width}}  {'committed':>12}  {'reproduced':>12}  {'may move by':>12}")
+    for number in numbers:
+        margin = "—" if number.margin is None else f"{number.margin:.3g}"
+        both = f"{number.committed:>12.7g}  {number.reproduced:>12.7g}"
+        lines.append(f"{number.name:{width}}  {both}  {margin:>12}  {number.verdict}")
+    summary = {
+        IDENTICAL: "every out is identical to the committed one, to the bit",
+        WITHIN: f"not every out is identical; the metrics are within {TOLERANCES_PATH}",
+        DIFFERENT: "the committed results could not be reproduced",
+    }[worst(comparisons)]
+    return "\n".join([*lines, f"\n{commit[:10]}: {summary}"])
+
+
+def environments(recorded: dict[str, str], here: dict[str, str], is_of_these: bool) -> str:
+    """In what the environment that made the committed results differs from this one."""
+    if not recorded:
+        return f"\nEnvironment: none was recorded with the results; there is no {environment.RECORD_PATH}."
+    of_others = "" if is_of_these else " (recorded with other results than these)"
+    names = [name for name in recorded | here if recorded.get(name) != here.get(name)]
+    if not names:
+        return f"\nEnvironment: the recorded one{of_others}."
+    changes = [f"  {name}: {recorded.get(name, '—')} when recorded, {here.get(name, '—')} here" for name in names]
+    return "\n".join([f"\nEnvironment: differs from the recorded one{of_others}", *changes])
+
+
+def read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """A git command's output.
+
+    Raises:
+        PipelineError: git says why it cannot.
+    """
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise PipelineError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    # Python's own exit code for a bug is 1, which says here that results differ.
+    run_command(main, exit_code_of_a_bug=BUG)
