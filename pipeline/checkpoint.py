@@ -115,6 +115,8 @@ class Checkpoint:
 
     def finish(self) -> None:
         """The outs are written. Under DVC the state stays until dvc.lock has them: until then they can be lost."""
+        if not self._is_ours:
+            return
         with suppress(OSError):
             if os.environ.get("DVC_STAGE"):
                 self._state.replace(self._finished)

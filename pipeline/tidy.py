@@ -4,6 +4,7 @@
 
 - runs that were deleted in MLflow, with their artifacts and models (a tracking server tidies its own);
 - folders of DVC's temporary experiments that no process works in and nothing has changed in for an hour;
+- checkpoints of trainings that nobody went on with for a week;
 - journals that a killed process had only begun, or that are damaged. Those with something to deliver are never touched.
 
 What DVC keeps in its cache is its own to tidy: `dvc gc`.
@@ -21,6 +22,7 @@ from urllib.request import url2pathname
 
 import psutil
 
+from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.errors import run_command
 from pipeline.journal import FOLDER, journals
 from pipeline.repository import main_root
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 # What has changed since then may be in use, whatever it looks like.
 OLD_SECONDS = 3600
+OLD_CHECKPOINT_SECONDS = 7 * 24 * 3600
 
 
 def main() -> None:
@@ -41,10 +44,12 @@ def main() -> None:
 
     root = main_root()
     total = 0
-    for path in [*begun_journals(root), *temporary_experiments(root)]:
+    for path in [*begun_journals(root), *temporary_experiments(root), *old_checkpoints(root)]:
         total += show(str(path.relative_to(root)), [path])
-        if remove:
+        if remove and path.is_dir():
             shutil.rmtree(path)
+        elif remove:
+            path.unlink()
     if is_server(tracking_uri(root)):
         print("deleted runs on a tracking server are the server's to tidy: mlflow gc")
     else:
@@ -63,7 +68,7 @@ def main() -> None:
 
 def show(what: str, paths: list[Path]) -> int:
     """Print a line with the size on disk, and return it in bytes."""
-    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for path in paths for file in [path, *path.rglob("*")] if file.is_file())
     print(f"{size / 1e6:9.1f} MB  {what}")
     return size
 
@@ -89,6 +94,15 @@ def temporary_experiments(root: Path) -> list[Path]:
         for path in [*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]
         if is_old(path) and not any(cwd.is_relative_to(path) for cwd in used)
     ]
+
+
+def old_checkpoints(root: Path) -> list[Path]:
+    """All files of trainings of which none has changed for a week."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted((root / CHECKPOINTS).glob("*")):
+        files.setdefault(path.stem, []).append(path)
+    newest = time.time() - OLD_CHECKPOINT_SECONDS
+    return [path for paths in files.values() if max(p.stat().st_mtime for p in paths) < newest for path in paths]
 
 
 def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run, list[LoggedModel]]]":

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,24 @@ def test_temporary_experiments_without_a_process_go(
         worker.kill()
         worker.wait()
     assert [folder.exists() for folder in (left, used, queue, new)] == [False, True, True, True]
+
+
+def test_checkpoints_go_after_a_week(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All files of a training that nobody went on with; none of one of which a file is newer."""
+    folder = results / ".checkpoints"
+    folder.mkdir()
+    old = [folder / "old.state", folder / "old.lock"]
+    kept = [folder / "new.state", folder / "new.lock"]
+    for path in (*old, *kept):
+        path.write_bytes(b"x" * 1_000_000)
+        six_days, eight_days = time.time() - 6 * 86400, time.time() - 8 * 86400
+        os.utime(path, (six_days, six_days) if path.name == "new.state" else (eight_days, eight_days))
+    assert "      1.0 MB  .checkpoints/old.state" in tidy_up(monkeypatch, capsys)
+    assert all(path.exists() for path in old)
+    tidy_up(monkeypatch, capsys, "--remove")
+    assert sorted(folder.iterdir()) == sorted(kept)
 
 
 def test_journals_that_wait_are_never_touched(
