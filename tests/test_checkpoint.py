@@ -290,4 +290,3 @@ def test_another_environment_is_another_training(repository: Path, monkeypatch: 
     assert default != hash_in("default", 2)
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
         assert default != hash_in(torch.backends.cpu.get_cpu_capability().lower(), 1)
-

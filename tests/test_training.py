@@ -1,6 +1,8 @@
 """The training loop, run for real on little data."""
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from pipeline.model import Architecture, AutoEncoder
 from pipeline.training import (
     EpochRecord,
     FitResult,
+    TrainingState,
     epoch_seed,
     fit,
     make_deterministic,
@@ -59,6 +62,34 @@ def test_an_epoch_depends_on_its_number_not_on_what_ran_before() -> None:
         results.append(fit(model, TRAIN, VALID, params.train, on_epoch=lambda *_, d=disturb: d and torch.rand(7)))
     assert results[0].history == results[1].history
     assert len({epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}) == 400
+
+
+def told_to(records: list[EpochRecord]) -> Callable[[EpochRecord, float], None]:
+    return lambda record, _: records.append(record)
+
+
+@pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
+def test_going_on_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
+    """From every state that fit tells: history, best epoch, weights and the network's last state, to the bit."""
+    params = small_params(model__regularizer=regularizer, train__n_epochs=12, train__lr=0.05).train
+    shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
+    make_deterministic(2)
+    states: list[TrainingState] = []
+    torch.manual_seed(0)
+    model = AutoEncoder(shape)
+    whole = fit(model, TRAIN, VALID, params, on_state=lambda state: states.append(copy.deepcopy(state)))
+    assert whole.best_epoch < 12  # else the best weights would always be the newest ones
+    assert [len(state.result.history) for state in states] == list(range(1, 13))
+    for state in states[::3] + states[-1:]:
+        torch.manual_seed(99)  # other initial weights, which must not matter
+        other = AutoEncoder(shape)
+        records: list[EpochRecord] = []
+        resumed = fit(other, TRAIN, VALID, params, on_epoch=told_to(records), state=state)
+        assert resumed.history == whole.history
+        assert records == whole.history[len(state.result.history) :]
+        assert resumed.best_epoch == whole.best_epoch
+        assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_weights_are_those_of_the_best_validation_epoch() -> None:

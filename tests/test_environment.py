@@ -1,0 +1,56 @@
+"""The record of the environment that made the results."""
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import environment
+
+OUTS = {"models/autoencoder.safetensors": "0" * 32}
+
+
+def test_the_fingerprint_names_hardware_versions_and_threads() -> None:
+    """What decides a training's last bits beside code, data and parameters."""
+    found = environment.fingerprint("cpu")
+    assert found["python"] == platform.python_version()
+    assert torch.__version__.startswith(found["torch"].partition("+")[0])
+    assert found["device"] == "cpu"
+    assert found["threads"] == str(torch.get_num_threads())
+    assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert all(found.values())
+
+
+def test_it_tells_neither_time_nor_host_nor_path(tmp_dir: Path) -> None:
+    """The file is in git: nothing in it is of one machine alone."""
+    environment.record(OUTS, "cpu")
+    text = environment.RECORD_PATH.read_text()
+    assert platform.node() not in text
+    assert str(Path.home()) not in text
+    assert str(Path.cwd()) not in text
+    assert set(json.loads(text)) == {"outs", "environment"}
+
+
+def test_reproducing_the_same_bytes_changes_no_record(tmp_dir: Path) -> None:
+    """Whoever made them first stays named; other bytes are another record."""
+    environment.record(OUTS, "cpu")
+    path = environment.RECORD_PATH
+    first = path.read_text().replace(platform.python_version(), "3.99.0")
+    path.write_text(first)
+    environment.record(OUTS, "cpu")
+    assert path.read_text() == first
+    environment.record({"models/autoencoder.safetensors": "1" * 32}, "cpu")
+    assert environment.recorded()["environment"]["python"] == platform.python_version()
+
+
+@pytest.mark.parametrize("content", [None, "", "no JSON {"])
+def test_a_record_that_is_missing_or_damaged_is_made_anew(tmp_dir: Path, content: str | None) -> None:
+    """Nobody has to repair a file that a merge left in conflict."""
+    if content is not None:
+        environment.RECORD_PATH.parent.mkdir()
+        environment.RECORD_PATH.write_text(content)
+    assert environment.recorded() == {"outs": {}, "environment": {}}
+    environment.record(OUTS, "cpu")
+    assert environment.recorded()["outs"] == OUTS

@@ -1,0 +1,289 @@
+"""Trainings that are stopped and go on, under DVC: real kills, real disks, every byte compared."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import delivery
+from pipeline.checkpoint import FOLDER
+from tests.helpers import copy_project, environment, git, rows, run, small_params, wait_until, write_params
+
+N_EPOCHS = 50
+MODEL = "models/autoencoder.safetensors"
+
+pytestmark = pytest.mark.slow
+
+
+def prepared(folder: Path) -> Path:
+    """A copy of the project, before its first run, that saves a checkpoint after every epoch."""
+    copy_project(folder)
+    write_params(small_params(train__n_epochs=N_EPOCHS), folder)
+    module = folder / "pipeline/checkpoint.py"
+    text = module.read_text()
+    assert "SECONDS_BETWEEN = 10.0" in text
+    module.write_text(text.replace("SECONDS_BETWEEN = 10.0", "SECONDS_BETWEEN = 0.0"))
+    git(folder, "commit", "-q", "-a", "-m", "small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """{path: content} of what a training that nobody stops leaves, with all that comes after it."""
+    folder = prepared(tmp_path_factory.mktemp("reference") / "repository")
+    run(folder, "dvc", "repro", PIPELINE_TRACKING="0")
+    return results(folder)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """{path: content} of everything that a run leaves: all outs, dvc.lock, the environment."""
+    files = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]
+    files = [path for path in files if path.name != ".gitignore" and "raw" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in [*files, folder / "dvc.lock"]}
+
+
+def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    return sorted(path for path in one | other if one.get(path) != other.get(path))
+
+
+def test_two_clones_in_different_folders_give_identical_outs(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """Whatever the path, the time and the tracking; and `dvc repro --force` changes nothing that git sees."""
+    folder = prepared(tmp_path / "another place with spaces")
+    run(folder, "dvc", "repro")
+    assert differing(results(folder), undisturbed) == []
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "results")
+    time.sleep(1)
+    run(folder, "dvc", "repro", "--force")
+    assert git(folder, "status", "--porcelain") == ""
+    assert differing(results(folder), undisturbed) == []
+
+
+def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """kill -9 at 20 moments, at least 5 of them while a checkpoint is written: each training ends with the bytes of
+    an undisturbed one, in one row with each epoch once."""
+    seed = int(os.environ.get("KILL_SEED") or time.time())
+    print(f"KILL_SEED={seed}")
+    record_property("seed", seed)
+    choose = random.Random(seed)
+    here = prepared(tmp_path / "killed")
+    run(here, "dvc", "repro", "baselines")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    moments = ["start-up"] * 3 + ["training"] * 6 + ["saving"] * 7
+    choose.shuffle(moments)
+    n_saving = n_gone_on = 0
+    for training in range(4):
+        for moment in [*moments[4 * training : 4 * training + 4], "ending"]:
+            n_saving += kill_once(here, moment, choose)
+        output = run(here, "dvc", "repro").stdout
+        n_gone_on += "going on after epoch" in output
+        assert differing(results(here), undisturbed) == []
+        wait_until(lambda: delivery.deliver_all(here) == [])
+        assert len(rows(here)) == training + 1, "one row for each training"
+        check_row(here)
+        forget_training(here)
+    assert n_saving >= 5
+    assert n_gone_on == 4
+
+
+def kill_once(here: Path, moment: str, choose: random.Random) -> bool:
+    """Kill `dvc repro train` and its stage at a moment of that kind; whether a checkpoint was being written."""
+    before = saved_epochs(here)
+    log = here.with_name("log")
+    with log.open("w") as output:
+        dvc = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "train"],
+            cwd=here,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def has_begun() -> bool:
+        return "training " in log.read_text()
+
+    def until(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 120
+        while dvc.poll() is None and not condition() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    if moment == "start-up":
+        time.sleep(choose.uniform(0, 5))
+    elif moment == "training":
+        until(has_begun)
+        time.sleep(choose.uniform(0, 2))
+    elif moment == "saving":
+        until(has_begun)
+        time.sleep(choose.uniform(0, 1))
+        until(lambda: unfinished(here))
+        time.sleep(choose.uniform(0, 0.03))
+    else:
+        until((here / MODEL).exists)
+        time.sleep(choose.uniform(0, 0.5))
+    os.killpg(dvc.pid, signal.SIGKILL)
+    dvc.wait()
+    was_saving = moment == "saving" and "best validation" not in log.read_text()
+    print(f"{moment}: epochs {before} before, {saved_epochs(here)} after", flush=True)
+    if before and has_begun():
+        assert f"going on after epoch {before} of {N_EPOCHS}" in log.read_text()
+    return was_saving
+
+
+def unfinished(here: Path) -> list[Path]:
+    """Checkpoints that are being written."""
+    return list((here / FOLDER).glob("*.new"))
+
+
+def saved_epochs(here: Path) -> int:
+    """The number of epochs in the checkpoint; 0 where there is none."""
+    script = "import sys; from pathlib import Path; from pipeline.checkpoint import *; path = Path(sys.argv[1]); "
+    script += (
+        "kept = Checkpoint(path.parent, path.stem); kept._is_ours = True; print(len(kept.load().state.result.history))"
+    )
+    for path in [*(here / FOLDER).glob("*.state"), *(here / FOLDER).glob("*.finished")]:
+        done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+    return 0
+
+
+def check_row(here: Path) -> None:
+    """The newest row is finished and complete, with each epoch once, in order."""
+    row = rows(here)[0]
+    assert row.info.status == "FINISHED"
+    assert "test/mse" in row.data.metrics
+    history = MlflowClient(f"sqlite:///{here}/mlflow.db").get_metric_history(row.info.run_id, "valid/mse")
+    assert [point.step for point in history] == list(range(1, N_EPOCHS + 1))
+
+
+def forget_training(here: Path) -> None:
+    """So that DVC must train again: no outs, and no cache to take them from."""
+    shutil.rmtree(here / ".dvc/cache")
+    shutil.rmtree(here / "models")
+
+
+def test_a_training_that_goes_on_is_running_again(
+    undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row: KILLED by SIGTERM, RUNNING while it goes on, FINISHED; started once, with one journal's name."""
+    here = prepared(tmp_path / "stopped")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run(here, "dvc", "repro", "baselines")
+    statuses, ids = [], set()
+    for is_last in (False, True):
+        dvc = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=here,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(lambda: rows(here) and rows(here)[0].info.status == "RUNNING")
+        statuses.append("RUNNING")
+        if not is_last:
+            wait_until(lambda: list((here / FOLDER).glob("*.state")))
+            os.killpg(dvc.pid, signal.SIGTERM)
+        dvc.wait()
+        wait_until(lambda: delivery.deliver_all(here) == [])
+        (row,) = rows(here)
+        statuses.append(row.info.status)
+        ids.add(row.info.run_id)
+    assert statuses == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
+    assert len(ids) == 1
+    check_row(here)
+    assert differing(results(here), undisturbed) == []
+
+
+def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """Under DVC: it is told, thrown away, and the training from the start ends with the same bytes."""
+    here = prepared(tmp_path / "damaged")
+    run(here, "dvc", "repro", "baselines")
+    kill_once(here, "training", random.Random(0))
+    (checkpoint,) = (here / FOLDER).glob("*.state")
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 4
+    checkpoint.write_bytes(content)
+    done = run(here, "dvc", "repro", PIPELINE_TRACKING="0")
+    assert "is damaged and deleted; training starts anew" in done.stderr
+    assert "going on" not in done.stdout
+    assert differing(results(here), undisturbed) == []
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    """Something mounted at `folder`; skips where this user may not."""
+    if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode != 0:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def committed(project: Path, tmp_path: Path) -> Path:
+    """A copy of a project whose results are committed and whose training is stale, though it would write the same."""
+    here = shutil.copytree(project, tmp_path / "disk", symlinks=True)
+    git(here, "add", "-A")
+    git(here, "commit", "-q", "-m", "results")
+    with (here / "pipeline/training.py").open("a") as file:
+        file.write("# stale\n")
+    return here
+
+
+def bring_back(here: Path) -> None:
+    """The commands that the message names."""
+    git(here, "restore", "params.yaml", "dvc.lock", "reports")
+    run(here, "dvc", "checkout")
+
+
+def test_a_full_disk(committed: Path) -> None:
+    """Names the file and the commands that bring the committed results back; with space again the next run goes on."""
+    before = results(committed)
+    model = (committed / MODEL).read_bytes()
+    with mounted(committed / "models", "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
+        done = run(committed, "dvc", "repro", ok=False)
+    assert done.returncode != 0
+    assert f"error: {MODEL} cannot be written: No space left on device; put that right, then `dvc repro`" in done.stderr
+    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
+    assert "Traceback" not in done.stderr
+    bring_back(committed)
+    assert differing(results(committed), before) == []
+
+    (committed / MODEL).unlink()
+    done = run(committed, "dvc", "repro")
+    assert "going on after epoch 2 of 2" in done.stdout
+    assert (committed / MODEL).read_bytes() == model
+
+
+def test_a_read_only_folder(committed: Path) -> None:
+    """It is named, and the committed results can be had back."""
+    before = results(committed)
+    models = committed / "models"
+    (models / "autoencoder.safetensors").unlink()
+    with mounted(models, "-o", "bind,ro", str(models)):
+        done = run(committed, "dvc", "repro", ok=False)
+    assert done.returncode != 0
+    assert f"error: {MODEL} cannot be written: Read-only file system" in done.stderr
+    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
+    assert "Traceback" not in done.stderr
+    bring_back(committed)
+    assert differing(results(committed), before) == []
