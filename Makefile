@@ -23,7 +23,7 @@ help:
 	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
 	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
 	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
-	@echo 'make bench      what tracking costs, measured here (about 12 minutes)'
+	@echo 'make bench      what tracking and checkpoints cost, measured here (about 14 minutes)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
 	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
@@ -65,6 +65,7 @@ tidy: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.tracking
+	@$(BIN)/python -m benchmarks.checkpoint
 
 review: setup
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)

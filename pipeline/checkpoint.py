@@ -124,14 +124,14 @@ class Checkpoint:
                 self._state.unlink()
 
     def _remove_what_is_recorded(self) -> None:
-        """Finished trainings, but one whose outs DVC lost, being stopped before it wrote dvc.lock."""
-        lock = Path("dvc.lock")
+        """Finished trainings, but this one if DVC lost its outs, being stopped before it wrote dvc.lock."""
         for path in self._finished.parent.glob("*.finished"):
             with suppress(FileNotFoundError):
-                is_lost = lock.is_file() and lock.stat().st_mtime_ns < path.stat().st_mtime_ns
-                if path != self._finished or not is_lost:
+                if path != self._finished:
                     path.unlink()
-                    path.with_suffix(".lock").unlink(missing_ok=path != self._finished)
+                    path.with_suffix(".lock").unlink()
+                elif _is_newer("dvc.lock", path) and dvcfiles.is_recorded("train"):
+                    path.unlink()
 
     def _warn_of(self, error: OSError) -> None:
         self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
@@ -181,6 +181,10 @@ def _unpack(body: bytes) -> Saved:
     history = [EpochRecord(**record) for record in rest["history"]]
     result = FitResult(groups["weights"] or groups["model"], rest["best_epoch"], history)
     return Saved(TrainingState(groups["model"], optimizer, result), rest["run"])
+
+
+def _is_newer(file: str, path: Path) -> bool:
+    return Path(file).is_file() and Path(file).stat().st_mtime_ns > path.stat().st_mtime_ns
 
 
 def _sync_folder(folder: Path) -> None:

@@ -48,6 +48,14 @@ def write_params(params: Params, folder: Path = Path()) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(), sort_keys=False))
 
 
+def save_every_epoch(folder: Path) -> None:
+    """Make a copy of the project save a checkpoint after every epoch, not after some seconds."""
+    module = folder / "pipeline/checkpoint.py"
+    text = module.read_text()
+    assert "SECONDS_BETWEEN = 10.0" in text
+    module.write_text(text.replace("SECONDS_BETWEEN = 10.0", "SECONDS_BETWEEN = 0.0"))
+
+
 def copy_project(target: Path) -> Path:
     """The project's files as they are in the working tree, as the one commit of a new git repository."""
     listed = subprocess.run(

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from pipeline import checkpoint
+from pipeline import checkpoint, dvcfiles
 from pipeline.checkpoint import Checkpoint, training_hash
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.training import TrainingState, fit
@@ -158,13 +159,11 @@ def test_a_finished_training_leaves_nothing_without_dvc(
 
 
 def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(
-    folder: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
+    repository: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DVC stopped before it wrote dvc.lock deletes the outs at its next run: only then they are made again from it."""
     monkeypatch.setenv("DVC_STAGE", "train")
-    lock = Path("dvc.lock")
-    lock.write_text("old")
-    os.utime(lock, (0, 0))
+    folder, lock = repository / ".checkpoints", Path("dvc.lock")
     for name in ("name", "other"):
         kept = Checkpoint(folder, name)
         with kept.held():
@@ -174,9 +173,22 @@ def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(
     back = loaded(folder, "other")
     assert back is not None
     assert flat(back.state) == flat(state)
-    lock.write_text("new")
+    lock.write_text("stages: {}")  # another stage's entry was written meanwhile
+    assert loaded(folder, "other") is not None
+    write_lock(lock)
+    os.utime(lock, (0, 0))  # of an earlier run
+    assert loaded(folder, "other") is not None
+    write_lock(lock)
     assert loaded(folder, "other") is None
     assert not list(folder.glob("*.finished"))
+
+
+def write_lock(lock: Path) -> None:
+    """dvc.lock as DVC leaves it after a training in the working folder."""
+    command = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]["cmd"]
+    md5s = dvcfiles.md5s(dvcfiles.declared("train")["deps"])
+    deps = [{"path": path, "md5": md5} for path, md5 in md5s.items()]
+    lock.write_text(yaml.safe_dump({"stages": {"train": {"cmd": command, "deps": deps}}}))
 
 
 @contextmanager

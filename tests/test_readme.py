@@ -44,6 +44,31 @@ def test_results_are_those_of_the_committed_run() -> None:
     assert [float(psnr) for _, psnr in stated] == [round(-10 * math.log10(mse), 2) for mse in expected]
 
 
+def test_what_the_bytes_depend_on_is_what_was_measured() -> None:
+    """Each row of the table is a row of reports/benchmarks/reproducibility.json, and none is left out."""
+    measured = json.loads((PROJECT / "reports/benchmarks/reproducibility.json").read_text())
+    assert "five epochs, but | bytes" in README
+    assert measured["n_epochs"] == 5
+    assert table_rows("Reproduce the committed results, to the bit") == [
+        [
+            row["variant"],
+            "identical" if row["identical"] else "different",
+            "0" if row["identical"] else f"{row['weights_relative_difference']:.2g}",
+            f"{row['test_mse']:.5f}",
+        ]
+        for row in measured["rows"]
+    ]
+
+
+def test_checkpoints_cost_what_was_measured() -> None:
+    """The README's sentence has the numbers of reports/benchmarks/checkpoint.json; the limit is 3 % of training."""
+    measured = json.loads((PROJECT / "reports/benchmarks/checkpoint.json").read_text())
+    assert measured["percent_of_training"] <= 3
+    assert f"{measured['percent_of_training']:.1f} % of the training" in README
+    assert f"{measured['median_save_seconds']:.2f} s beside epochs of {measured['epoch_seconds']:.1f} s" in README
+    assert f"to {measured['megabytes']:.0f} MB" in README
+
+
 def test_the_committed_run_is_better_than_pca_and_within_the_bound() -> None:
     """The test MSE at the defaults is at most 0.040, PCA's 0.0557."""
     test = json.loads((PROJECT / "reports/evaluate.json").read_text())["test"]

@@ -1,0 +1,209 @@
+"""`python -m pipeline.verify`: its verdicts, and a real reproduction in a clone."""
+
+import json
+import re
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from pipeline import dvcfiles, verify
+from pipeline.tolerances import Tolerance
+from tests.helpers import git, run, small_params, write_params
+
+TOLERANCES = {
+    "test.mse": Tolerance(better="lower", absolute=0, relative=0.1),
+    "pca.test_mse": Tolerance(better="lower", absolute=0, relative=0.01),
+}
+METRICS = {"dataset": "mnist", "test": {"mse": 0.04, "psnr_db": 14.0}, "counts": [1, 2]}
+
+
+def compared(name: str, old: bytes, new: bytes | None, committed: bool = True) -> verify.Comparison:
+    """The comparison of two contents of an out; without `committed` only the MD5 of the old one is known."""
+    path = Path(name)
+    path.write_bytes(old)
+    md5 = dvcfiles.md5s([name])[name]
+    path.unlink() if new is None else path.write_bytes(new)
+    return verify.compare(name, md5, old if committed else None, TOLERANCES)
+
+
+def as_json(**changes: object) -> bytes:
+    return json.dumps(METRICS | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("test", "verdict"),
+    [
+        ({"mse": 0.04, "psnr_db": 14.0}, "identical"),
+        ({"mse": 0.0439, "psnr_db": 14.0}, "within tolerance"),
+        ({"mse": 0.0361, "psnr_db": 14.0}, "within tolerance"),
+        ({"mse": 0.0441, "psnr_db": 14.0}, "different"),
+        ({"mse": 0.0359, "psnr_db": 14.0}, "different"),  # better, but not what was committed
+        ({"mse": 0.04, "psnr_db": 20.0}, "not judged"),
+        ({"mse": float("nan"), "psnr_db": 14.0}, "different"),
+        ({"mse": None, "psnr_db": 14.0}, "different"),
+        ({"mse": 0.04}, "different"),
+        ({"mse": 0.04, "psnr_db": 14.0, "new": 1}, "different"),
+    ],
+)
+def test_metrics_are_judged_to_both_sides(tmp_dir: Path, test: dict[str, float], verdict: str) -> None:
+    """By the tolerance of their name; what has none is shown; what is missing, new or no number is different."""
+    assert compared("reports.json", as_json(), as_json(test=test)).verdict == verdict
+
+
+@pytest.mark.parametrize("changes", [{"dataset": "digits"}, {"counts": [1, 2, 3]}, {"counts": "12"}])
+def test_texts_and_lengths_must_be_the_same(tmp_dir: Path, changes: dict[str, object]) -> None:
+    """There is no tolerance for them."""
+    assert compared("reports.json", as_json(), as_json(**changes)).verdict == "different"
+
+
+def test_a_table_is_judged_by_its_columns(tmp_dir: Path) -> None:
+    """Each value of a column that has a tolerance; of each column the value that moved the most is shown."""
+    old = b"n,test_mse\n1,0.1\n2,0.2\n"
+    near = compared("pca.csv", old, b"n,test_mse\n1,0.1005\n2,0.2001\n")
+    assert near.verdict == "within tolerance"
+    assert [(number.name, number.reproduced) for number in near.numbers] == [("pca.test_mse", 0.1005)]
+    assert compared("pca.csv", old, b"n,test_mse\n1,0.1\n2,0.21\n").verdict == "different"
+    assert compared("pca.csv", old, b"n,test_mse\n1,0.1\n").verdict == "different"
+    assert compared("history.csv", old, b"n,test_mse\n1,0.1\n2,0.21\n").verdict == "not judged"
+
+
+def tensors(array: np.ndarray) -> bytes:
+    return save({"name": array, "n": np.array([1])})
+
+
+def test_weights_follow_the_metrics(tmp_dir: Path) -> None:
+    """Other floats are told by how far apart they are; other shapes are different."""
+    old = tensors(np.array([3.0, 4.0], np.float32))
+    moved = compared("model.safetensors", old, tensors(np.array([3.0, 4.5], np.float32)))
+    assert moved.verdict == "not judged"
+    assert "0.1 apart" in moved.detail
+    assert compared("model.safetensors", old, tensors(np.array([3.0], np.float32))).verdict == "different"
+    assert compared("model.safetensors", old, b"no tensors").verdict == "different"
+    # In a fresh clone nobody has the committed weights.
+    assert compared("model.safetensors", old, tensors(np.ones(2, np.float32)), committed=False).verdict == "not judged"
+
+
+def test_data_must_be_the_same_to_the_bit(tmp_dir: Path) -> None:
+    """Also where only its hash is known."""
+    old, new = save({"images": np.array([1, 2])}), save({"images": np.array([1, 3])})
+    for committed in (True, False):
+        assert compared("train.safetensors", old, new, committed).verdict == "different"
+        assert compared("train.safetensors", old, old, committed).verdict == "identical"
+
+
+def test_a_missing_out_and_one_that_is_not_dvc_locks_are_different(tmp_dir: Path) -> None:
+    """Neither can be compared."""
+    assert compared("reports.json", as_json(), None).verdict == "different"
+    assert compared("reports.json", as_json(), as_json(dataset="x"), committed=False).verdict == "different"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected", "of_figure", "code"),
+    [
+        (["identical"], "identical", "identical", 0),
+        (["identical", "not judged"], "within tolerance", "within tolerance", 4),
+        (["within tolerance", "not judged"], "within tolerance", "within tolerance", 4),
+        (["within tolerance", "different", "not judged"], "different", "different", 1),
+    ],
+)
+def test_the_worst_verdict_counts(verdicts: list[str], expected: str, of_figure: str, code: int) -> None:
+    """Of all outs, and it is the verdict on what cannot be judged by itself, as figures."""
+    comparisons = [verify.Comparison(str(number), verdict, "", []) for number, verdict in enumerate(verdicts)]
+    assert verify.worst(comparisons) == expected
+    assert verify.settle(comparisons)[-1].verdict == of_figure
+    assert verify.EXIT_CODES[verify.worst(comparisons)] == code
+
+
+def test_the_environment_is_told_where_it_differs() -> None:
+    """Only that, and whether it was recorded with these results at all."""
+    recorded = {"torch": "1.0", "threads": "2"}
+    assert verify.environments(recorded, recorded, True).endswith("the recorded one.")
+    differs = verify.environments(recorded, {"torch": "2.0", "threads": "2"}, False)
+    assert "torch: 1.0 when recorded, 2.0 here" in differs
+    assert "threads" not in differs
+    assert "recorded with other results" in differs
+    assert "none was recorded" in verify.environments({}, recorded, True)
+
+
+@pytest.fixture
+def committed(project: Path, tmp_path: Path) -> Path:
+    """A project in a folder of its own whose results are committed."""
+    here = shutil.copytree(project, tmp_path / "the project", symlinks=True)
+    git(here, "add", "-A")
+    git(here, "commit", "-q", "-m", "results")
+    return here
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """{path: (size, time of change)} of everything in a folder but git's own files."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def verified(folder: Path, code: int, **variables: str) -> str:
+    """What `python -m pipeline.verify` prints; the test fails if it ends with another code."""
+    done = run(folder, "pipeline.verify", ok=False, PYTHONDONTWRITEBYTECODE="1", **variables)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_committed_results_are_reproduced_from_nothing(committed: Path, tmp_path: Path) -> None:
+    """Identical, in a clone that uses no cache, and neither workspace nor store changes; nothing temporary is left."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    before = snapshot(committed)
+    printed = verified(committed, 0, TMPDIR=str(temporary))
+    assert snapshot(committed) == before
+    assert list(temporary.iterdir()) == []
+    assert "every out is identical" in printed
+    with chdir(committed):
+        assert printed.count("  identical\n") == len(dvcfiles.all_outs())
+    assert "Environment: the recorded one." in printed
+    assert "working tree differs" not in printed
+
+    # An edit that is not committed is not what is verified, but it is told.
+    with (committed / "pipeline/evaluate.py").open("a") as file:
+        file.write("raise SystemExit('not committed')\n")
+    assert "The working tree differs from the commit" in verified(committed, 0)
+
+
+@pytest.mark.slow
+def test_another_environment_and_another_code_are_told_apart(committed: Path) -> None:
+    """Kernels for another CPU stay within tolerance; results that are not those of the code are different."""
+    record = committed / "reports/environment.json"
+    record.write_text(record.read_text().replace('"threads": "2"', '"threads": "64"'))
+    git(committed, "commit", "-q", "-a", "-m", "as if on another machine")
+    printed = verified(committed, 4, ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE")
+    assert re.search(r"models/autoencoder\.safetensors +within tolerance \(follows the metrics; .* apart", printed)
+    assert re.search(r"data/prepared/train\.safetensors +identical", printed)
+    assert "threads: 64 when recorded, 2 here" in printed
+    assert "test.mse" in printed
+
+    module = committed / "pipeline/training.py"
+    module.write_text(module.read_text().replace("lr=params.lr, fused", "lr=params.lr * 30, fused"))
+    git(committed, "commit", "-q", "-a", "-m", "other code, old results")
+    printed = verified(committed, 1)
+    assert "could not be reproduced" in printed
+    assert re.search(r"reports/evaluate\.json +different", printed)
+    assert re.search(r"data/prepared/train\.safetensors +identical", printed)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_reproduced_at_all_is_misuse(committed: Path) -> None:
+    """One line and exit code 2: a stage that fails, no results, no commit."""
+    write_params(small_params(train__device="cuda:99"), committed)
+    git(committed, "commit", "-q", "-a", "-m", "a device that is not here")
+    done = run(committed, "pipeline.verify", ok=False)
+    assert done.returncode == 2
+    assert "train.device: cuda:99 is not on this machine" in done.stderr
+    git(committed, "rm", "-q", "--cached", "dvc.lock")
+    git(committed, "commit", "-q", "-m", "no results")
+    done = run(committed, "pipeline.verify", ok=False)
+    assert done.returncode == 2
+    assert "dvc.lock records no results" in done.stderr
