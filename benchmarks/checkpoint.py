@@ -38,7 +38,7 @@ def main() -> None:
     saving: list[float] = []
     # On the disk on which a training's checkpoints lie.
     with tempfile.TemporaryDirectory(dir=main_root(), prefix=".benchmark-") as folder:
-        checkpoint = Checkpoint(Path(folder), "benchmark")
+        checkpoint = Checkpoint(Path(folder), "benchmark", params.flat())
 
         def on_state(state: TrainingState) -> None:
             larger = replace(state, result=replace(state.result, best_epoch=0))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FOLDER = ".checkpoints"
 # At most so much work is lost, or one epoch where that takes longer.
 SECONDS_BETWEEN = 10.0
+# Another process's DVC has surely recorded a training that was finished so long ago.
+SECONDS_OF_OTHERS = 3600.0
 DIGEST_BYTES = 32
 # The name under which what is no tensor is kept.
 REST = "rest"
@@ -40,16 +42,19 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Saved:
-    """A state, and the MLflow row (`tracking.TrainingRun.id`) of the training that it is of."""
+    """A state, and the MLflow row (`tracking.TrainingRun.id`) that it may go on in."""
 
     state: TrainingState
     run: str | None
+    is_finished: bool  # nothing is left to train: its outs are written again
 
 
 class Checkpoint:
     """The checkpoint of one training. Saving never raises: the first trouble is told, and training goes on."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, params: dict[str, Any]):
+        """`name` is the training's hash; `params` are all parameters, of which a row has one set only."""
+        self._params = json.dumps(params, sort_keys=True)
         self._state = folder / f"{name}.state"
         self._finished = folder / f"{name}.finished"
         self._is_ours = False
@@ -81,11 +86,13 @@ class Checkpoint:
         Tensors are on the CPU.
         """
         for path in (self._state, self._finished) if self._is_ours else ():
-            with suppress(FileNotFoundError):
+            if path.is_file():
                 content = path.read_bytes()
                 digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
                 if hashlib.sha256(body).digest() == digest:
-                    return _unpack(body)
+                    state, row = _unpack(body)
+                    run = row["run"] if row["params"] == self._params else None
+                    return Saved(state, run, is_finished=path == self._finished)
                 print(f"warning: the checkpoint {path} is damaged and deleted; training starts anew", file=sys.stderr)
                 path.unlink()
         return None
@@ -99,7 +106,7 @@ class Checkpoint:
             return
         new = self._state.with_suffix(".new")
         try:
-            body = _pack(state, run)
+            body = _pack(state, {"run": run, "params": self._params})
             with new.open("wb") as file:
                 file.write(hashlib.sha256(body).digest())
                 file.write(body)
@@ -121,17 +128,21 @@ class Checkpoint:
             if os.environ.get("DVC_STAGE"):
                 self._state.replace(self._finished)
             else:
-                self._state.unlink()
+                self._state.unlink(missing_ok=True)
+                self._finished.unlink(missing_ok=True)
 
     def _remove_what_is_recorded(self) -> None:
-        """Finished trainings, but this one if DVC lost its outs, being stopped before it wrote dvc.lock."""
+        """Finished trainings: this one unless DVC was stopped before it wrote dvc.lock, others when they are old."""
+        lock = Path("dvc.lock")
         for path in self._finished.parent.glob("*.finished"):
-            with suppress(FileNotFoundError):
-                if path != self._finished:
-                    path.unlink()
-                    path.with_suffix(".lock").unlink()
-                elif _is_newer("dvc.lock", path) and dvcfiles.is_recorded("train"):
-                    path.unlink()
+            with suppress(OSError, Timeout):  # gone meanwhile, or in use
+                finished_at = path.stat().st_mtime
+                if path == self._finished:
+                    if lock.is_file() and lock.stat().st_mtime > finished_at:
+                        path.unlink()
+                elif finished_at < time.time() - SECONDS_OF_OTHERS:
+                    with FileLock(path.with_suffix(".lock"), timeout=0):
+                        path.unlink()
 
     def _warn_of(self, error: OSError) -> None:
         self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
@@ -152,7 +163,7 @@ def training_hash(params: "Params", device: str) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _pack(state: TrainingState, run: str | None) -> bytes:
+def _pack(state: TrainingState, row: dict[str, str | None]) -> bytes:
     result = state.result
     tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
     if result.best_epoch != len(result.history):  # else they are the model's
@@ -160,12 +171,12 @@ def _pack(state: TrainingState, run: str | None) -> bytes:
     for number, values in state.optimizer.items():
         tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
     # JSON brings every float back to the bit.
-    rest = {"best_epoch": result.best_epoch, "history": [asdict(record) for record in result.history], "run": run}
+    rest = {"best_epoch": result.best_epoch, "history": [asdict(record) for record in result.history], "row": row}
     tensors[REST] = torch.frombuffer(bytearray(json.dumps(rest).encode()), dtype=torch.uint8)
     return save(tensors)
 
 
-def _unpack(body: bytes) -> Saved:
+def _unpack(body: bytes) -> tuple[TrainingState, dict[str, str | None]]:
     tensors = load(body)
     rest = json.loads(tensors.pop(REST).numpy().tobytes())
     groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "weights": {}}
@@ -180,11 +191,7 @@ def _unpack(body: bytes) -> Saved:
             groups[group][name] = tensor
     history = [EpochRecord(**record) for record in rest["history"]]
     result = FitResult(groups["weights"] or groups["model"], rest["best_epoch"], history)
-    return Saved(TrainingState(groups["model"], optimizer, result), rest["run"])
-
-
-def _is_newer(file: str, path: Path) -> bool:
-    return Path(file).is_file() and Path(file).stat().st_mtime_ns > path.stat().st_mtime_ns
+    return TrainingState(groups["model"], optimizer, result), rest["row"]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -61,7 +61,7 @@ def follow(journal: Journal, root: Path) -> None:
     Returns once it is delivered to its end, or when its run has ended and the store fails; while the run
     goes on it is tried again, after pauses that grow.
     """
-    # An evaluation belongs to a training that an outage may have kept back.
+    # An evaluation, or a training that goes on, adds to a row that an outage may have kept back.
     backlog = [older for older in journals(root, store_name(tracking_uri(root), root)) if older.id < journal.id]
     owner = journal.events()[0]["owner"]
     started = time.monotonic()
@@ -73,9 +73,11 @@ def follow(journal: Journal, root: Path) -> None:
             seen, ended, pending = journal.size(), journal.has_ended(), True
         if pending and (ended or time.monotonic() >= next_try):
             try:
-                while backlog:
-                    _try_to_catch_up(backlog.pop(0))
+                for older in backlog:
+                    _try_to_catch_up(older)
+                backlog = [older for older in backlog if older.exists()]
                 deliver(journal)
+                backlog = []
                 pending, pause = False, 1.0
             except Exception as error:
                 journal.note_problem(error)

@@ -42,27 +42,19 @@ def is_up_to_date(stage: str) -> bool:
 
     DVC skips the stage then.
     """
-    return _is_recorded(stage, "outs") and is_recorded(stage)
-
-
-def is_recorded(stage: str) -> bool:
-    """Whether dvc.lock's entry is of the workspace's command, dependencies and parameters, wherever its outs are."""
     locked = _load("dvc.lock").get(stage)
-    if locked is None or locked["cmd"] != _load("dvc.yaml")[stage]["cmd"] or not _is_recorded(stage, "deps"):
+    if locked is None or locked["cmd"] != _load("dvc.yaml")[stage]["cmd"]:
+        return False
+    recorded = {item["path"]: item["md5"] for item in locked.get("deps", []) + locked.get("outs", [])}
+    paths = declared(stage)
+    wanted = paths["deps"] + paths["outs"]
+    if set(recorded) != set(wanted) or md5s(wanted) != recorded:
         return False
     return all(
         yaml.safe_load(Path(file).read_text()).get(section) == values
         for file, sections in locked.get("params", {}).items()
         for section, values in sections.items()
     )
-
-
-def _is_recorded(stage: str, kind: str) -> bool:
-    """Whether the files of this kind are all there and are those that dvc.lock records."""
-    locked = _load("dvc.lock").get(stage, {})
-    recorded = {item["path"]: item["md5"] for item in locked.get(kind, [])}
-    wanted = declared(stage)[kind]
-    return set(recorded) == set(wanted) and md5s(wanted) == recorded
 
 
 def _load(file: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the last bits of a training depend on beyond code, data and parameters: versions, processor, threads."""
 
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from pipeline.outs import write_out
 
 RECORD_PATH = Path("reports/environment.json")
+# With these a user makes the libraries compute otherwise.
+VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
 
 
@@ -24,6 +27,7 @@ def fingerprint(device: str) -> dict[str, str]:
         "hardware": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
+        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 
@@ -44,8 +48,9 @@ def record(outs: dict[str, str], device: str) -> None:
 def recorded(folder: Path = Path()) -> dict[str, dict[str, str]]:
     """What `record` noted in a repository: `outs` and `environment`, both empty where there is no such note."""
     try:
-        return json.loads((folder / RECORD_PATH).read_text())
-    except (FileNotFoundError, ValueError):
+        content = json.loads((folder / RECORD_PATH).read_text())
+        return {"outs": dict(content["outs"]), "environment": dict(content["environment"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {"outs": {}, "environment": {}}
 
 

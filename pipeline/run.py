@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from pipeline import dvcfiles, sources, tracking
 from pipeline.errors import PipelineError, run_command
@@ -49,23 +48,21 @@ def mnist_is_out_of_reach() -> bool:
     return sources.reachable_mirror() is None
 
 
-def dvc(*arguments: str, folder: Path = Path(), output: TextIO | None = None, **variables: str) -> None:
-    """Run DVC with this Python, whose folder comes first in PATH for the stages' sake.
-
-    Args:
-        folder: where it runs.
-        output: where its output goes instead of this process's.
-        variables: of its environment, beside this process's.
+def dvc(*arguments: str) -> None:
+    """Run DVC with this Python.
 
     Raises:
         PipelineError: DVC failed; it has said why.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | variables
-    command = [sys.executable, "-m", "dvc", *arguments]
-    status = subprocess.run(command, cwd=folder, env=environment, stdout=output).returncode
+    status = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment_of_stages()).returncode
     if status != 0:
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed; what went wrong stands above")
+
+
+def environment_of_stages() -> dict[str, str]:
+    """This process's environment with this Python's folder first in PATH, for `python` is the stages' command."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
 def print_results() -> None:

@@ -49,12 +49,13 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    checkpoint = Checkpoint(main_root() / FOLDER, training_hash(params, str(device)))
+    checkpoint = Checkpoint(main_root() / FOLDER, training_hash(params, str(device)), params.flat())
     with checkpoint.held():
         saved = checkpoint.load()
         earlier = saved.state.result.history if saved else []
         if saved:
-            print(f"going on after epoch {len(earlier)} of {params.train.n_epochs} of a training that was stopped")
+            what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
+            print(f"going on after epoch {len(earlier)} of {params.train.n_epochs} of a training that was {what}")
         progress = TrainingProgress(params.train.n_epochs, len(train), first_epoch=len(earlier) + 1)
         continued = tracking.Continued(saved.run, list(map(asdict, earlier))) if saved else None
         with tracking.training_run(params, str(device), continued) as run:

@@ -15,11 +15,13 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import chdir
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,15 @@ from safetensors.numpy import load
 from pipeline import dvcfiles, environment, processes
 from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.repository import main_root
-from pipeline.run import dvc
+from pipeline.run import environment_of_stages
 from pipeline.sources import RAW_FOLDER
 from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
 
 # From the best to the worst. What is not judged has no tolerance: the others decide.
 IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT = "identical", "not judged", "within tolerance", "different"
 VERDICTS = (IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT)
+# A git hook sets these: git would work in its repository, not in the clone.
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 EXIT_CODES = {IDENTICAL: 0, WITHIN: 4, DIFFERENT: 1}
 
 
@@ -51,9 +55,10 @@ class Number:
     margin: float | None  # how far it may move; None where it has no tolerance
     verdict: str
 
-    def share(self) -> float:
-        """How far it moved, as a share of what it may, or of itself."""
-        return abs(self.reproduced - self.committed) / (self.margin or abs(self.committed) or 1)
+    def order(self) -> tuple[int, float]:
+        """From the best to the worst: the verdict, then how far it moved as a share of what it may, or of itself."""
+        moved = abs(self.reproduced - self.committed)
+        return VERDICTS.index(self.verdict), moved / (self.margin or abs(self.committed) or 1)
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     root = main_root()
-    with processes.sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="verify-") as folder:
+    with processes.sigterm_as_exit(), temporary_folder() as folder:
         clone = Path(folder, "clone")
         commit = clone_head(root, clone)
         with chdir(clone):
             expected = dvcfiles.locked_outs()
-            if not expected:
-                raise PipelineError("dvc.lock records no results: run `dvc repro` and commit dvc.lock and reports/")
+            if missing := sorted(dvcfiles.all_outs() - set(expected)):
+                why = "run `dvc repro`, commit dvc.lock and reports/"
+                raise PipelineError(f"dvc.lock records no result for {', '.join(missing)}: {why}")
+            wrong = [path for path, md5 in dvcfiles.md5s(list(expected)).items() if md5 != expected[path]]
             recorded = environment.recorded()
             tolerances = parse_tolerances(read(Path(TOLERANCES_PATH)) or b"")
             committed = {path: committed_content(path, md5, root) for path, md5 in expected.items()}
@@ -84,7 +91,14 @@ def main() -> None:
         print(f"verify: reproducing {commit[:10]} from nothing in {clone}", file=sys.stderr, flush=True)
         reproduce(root, clone)
         with chdir(clone):
-            comparisons = settle([compare(path, md5, committed[path], tolerances) for path, md5 in expected.items()])
+            comparisons = settle(
+                [
+                    Comparison(path, DIFFERENT, "what git has is not what dvc.lock records, see `make review`", [])
+                    if path in wrong
+                    else compare(path, md5, committed[path], tolerances)
+                    for path, md5 in expected.items()
+                ]
+            )
             here = environment.recorded()["environment"]
         is_of_these = all(expected.get(path) == md5 for path, md5 in recorded["outs"].items())
         print(report(commit, comparisons))
@@ -92,6 +106,10 @@ def main() -> None:
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         print("\nThe working tree differs from the commit; the commit is what was verified.")
     sys.exit(EXIT_CODES[worst(comparisons)])
+
+
+def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True)
 
 
 def clone_head(root: Path, clone: Path) -> str:
@@ -111,10 +129,10 @@ def clone_head(root: Path, clone: Path) -> str:
 
 def committed_content(path: str, md5: str, root: Path) -> bytes | None:
     """A committed out: from the clone where git has it, else from the workspace if it is the same there."""
-    for candidate in (Path(path), root / path):
-        if candidate.is_file() and dvcfiles.md5s([str(candidate)]) == {str(candidate): md5}:
-            return candidate.read_bytes()
-    return None
+    if (content := read(Path(path))) is not None:
+        return content
+    is_same = dvcfiles.md5s([str(root / path)]) == {str(root / path): md5}
+    return read(root / path) if is_same else None
 
 
 def forget_results(expected: dict[str, str]) -> None:
@@ -131,7 +149,19 @@ def reproduce(root: Path, clone: Path) -> None:
     """
     if (root / RAW_FOLDER).is_dir():
         shutil.copytree(root / RAW_FOLDER, clone / RAW_FOLDER, dirs_exist_ok=True)
-    dvc("repro", folder=clone, output=sys.stderr, PIPELINE_TRACKING="0")
+    variables = environment_of_stages() | {"PIPELINE_TRACKING": "0"}
+    for name in GIT_VARIABLES:
+        variables.pop(name, None)
+    command = [sys.executable, "-m", "dvc", "repro"]
+    # A group of its own, so that nothing goes on in a folder that is being deleted.
+    with subprocess.Popen(command, cwd=clone, env=variables, stdout=sys.stderr, start_new_session=True) as process:
+        try:
+            status = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if status != 0:
+        raise PipelineError("the commit cannot be run here; what went wrong stands above")
 
 
 def compare(path: str, md5: str, committed: bytes | None, tolerances: dict[str, Tolerance]) -> Comparison:
@@ -147,7 +177,7 @@ def compare(path: str, md5: str, committed: bytes | None, tolerances: dict[str, 
     kind = Path(path).suffix
     if kind in (".json", ".csv"):
         if committed is None:
-            return Comparison(path, DIFFERENT, "the committed file is not the one in dvc.lock, see `make review`", [])
+            return Comparison(path, DIFFERENT, "the committed file is neither in git nor here", [])
         return compare_values(path, values(path, committed), values(path, content), tolerances)
     if kind == ".safetensors":
         return compare_tensors(path, committed, content)
@@ -167,7 +197,7 @@ def compare_values(
         tolerance = tolerance_of(name, tolerances)
         judged = [judge(name, a, b, tolerance) for a, b in moved]
         if judged:
-            numbers.append(max(judged, key=Number.share))  # of a column
+            numbers.append(max(judged, key=Number.order))  # of a column
     verdict = max((number.verdict for number in numbers), key=VERDICTS.index, default=NOT_JUDGED)
     return Comparison(path, verdict, "" if verdict != NOT_JUDGED else "follows the metrics", numbers)
 
@@ -294,7 +324,8 @@ def git(folder: Path, *arguments: str) -> str:
     Raises:
         PipelineError: git says why it cannot.
     """
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    variables = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
+    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
         raise PipelineError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
     return done.stdout.strip()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from filelock import FileLock
 
-from pipeline import checkpoint, dvcfiles
+from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint, training_hash
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.training import TrainingState, fit
@@ -21,6 +21,7 @@ from tests.helpers import PROJECT, random_split, small_params, write_results
 
 TRAIN = torch.from_numpy(random_split(130, seed=1).pixels())
 VALID = torch.from_numpy(random_split(40, seed=2).pixels())
+PARAMS = small_params().flat()
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,14 @@ def folder(tmp_dir: Path) -> Path:
 
 def saved(folder: Path, state: TrainingState, name: str = "name") -> Path:
     """Save a state as a training that is stopped then; returns the file."""
-    kept = Checkpoint(folder, name)
+    kept = Checkpoint(folder, name, PARAMS)
     with kept.held():
         kept.save(state, "row", is_last=False)
     return folder / f"{name}.state"
 
 
 def loaded(folder: Path, name: str = "name") -> checkpoint.Saved | None:
-    kept = Checkpoint(folder, name)
+    kept = Checkpoint(folder, name, PARAMS)
     with kept.held():
         return kept.load()
 
@@ -78,7 +79,19 @@ def test_a_state_comes_back_to_the_bit(folder: Path, state: TrainingState) -> No
     assert back is not None
     assert flat(back.state) == flat(state)
     assert back.run == "row"
+    assert not back.is_finished
     assert loaded(folder, "another name") is None
+
+
+def test_with_other_parameters_of_evaluate_it_goes_on_in_another_row(folder: Path, state: TrainingState) -> None:
+    """They train nothing anew, but MLflow never changes a row's parameters."""
+    saved(folder, state)
+    kept = Checkpoint(folder, "name", small_params(evaluate__manifold_size=6).flat())
+    with kept.held():
+        back = kept.load()
+    assert back is not None
+    assert flat(back.state) == flat(state)
+    assert back.run is None
 
 
 @pytest.mark.parametrize("position", [0, 40, 5000, -1])
@@ -117,7 +130,7 @@ def test_at_most_ten_seconds_or_an_epoch_are_lost(
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     for seconds, expected in ((4, [2, 4, 6]), (30, [1, 2, 3, 4, 5, 6]), (1, [6]), (2, [5, 6])):
         now = 0.0
-        kept, epochs = Checkpoint(folder, str(seconds)), []
+        kept, epochs = Checkpoint(folder, str(seconds), PARAMS), []
         with kept.held():
             for epoch in range(1, 7):
                 now += seconds
@@ -132,7 +145,7 @@ def test_two_trainings_of_the_same_do_not_disturb_each_other(
     folder: Path, state: TrainingState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second finds nothing, saves nothing and says so; the first keeps what it has."""
-    first, second = Checkpoint(folder, "name"), Checkpoint(folder, "name")
+    first, second = Checkpoint(folder, "name", PARAMS), Checkpoint(folder, "name", PARAMS)
     with first.held():
         first.save(state, "first", is_last=False)
         with second.held():
@@ -150,7 +163,7 @@ def test_a_finished_training_leaves_nothing_without_dvc(
 ) -> None:
     """Run by hand, the next training starts anew."""
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    kept = Checkpoint(folder, "name")
+    kept = Checkpoint(folder, "name", PARAMS)
     with kept.held():
         kept.save(state, None, is_last=True)
         kept.finish()
@@ -159,36 +172,43 @@ def test_a_finished_training_leaves_nothing_without_dvc(
 
 
 def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(
-    repository: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
+    folder: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DVC stopped before it wrote dvc.lock deletes the outs at its next run: only then they are made again from it."""
     monkeypatch.setenv("DVC_STAGE", "train")
-    folder, lock = repository / ".checkpoints", Path("dvc.lock")
-    for name in ("name", "other"):
-        kept = Checkpoint(folder, name)
-        with kept.held():
-            kept.save(state, "row", is_last=True)
-            kept.finish()
-    assert [path.name for path in folder.glob("*.finished")] == ["other.finished"], "an earlier training's goes"
-    back = loaded(folder, "other")
-    assert back is not None
-    assert flat(back.state) == flat(state)
-    lock.write_text("stages: {}")  # another stage's entry was written meanwhile
-    assert loaded(folder, "other") is not None
-    write_lock(lock)
-    os.utime(lock, (0, 0))  # of an earlier run
-    assert loaded(folder, "other") is not None
-    write_lock(lock)
-    assert loaded(folder, "other") is None
+    lock = Path("dvc.lock")
+    kept = Checkpoint(folder, "name", PARAMS)
+    with kept.held():
+        kept.save(state, "row", is_last=True)
+        kept.finish()
+    for text in (None, "of an earlier run"):
+        if text is not None:
+            lock.write_text(text)
+            os.utime(lock, (0, 0))
+        back = loaded(folder)
+        assert back is not None
+        assert back.is_finished
+        assert flat(back.state) == flat(state)
+    lock.write_text("written after the training")
+    assert loaded(folder) is None
     assert not list(folder.glob("*.finished"))
 
 
-def write_lock(lock: Path) -> None:
-    """dvc.lock as DVC leaves it after a training in the working folder."""
-    command = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]["cmd"]
-    md5s = dvcfiles.md5s(dvcfiles.declared("train")["deps"])
-    deps = [{"path": path, "md5": md5} for path, md5 in md5s.items()]
-    lock.write_text(yaml.safe_dump({"stages": {"train": {"cmd": command, "deps": deps}}}))
+def test_other_finished_trainings_go_when_they_are_old(
+    folder: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at once, for DVC may be recording one at this moment in another process; nor one that is in use."""
+    monkeypatch.setenv("DVC_STAGE", "train")
+    names = ("new", "old", "used")
+    for name in names:
+        kept = Checkpoint(folder, name, PARAMS)
+        with kept.held():
+            kept.save(state, None, is_last=True)
+            kept.finish()
+    for name in names[1:]:
+        os.utime(folder / f"{name}.finished", (0, 0))
+    with FileLock(folder / "used.lock"), Checkpoint(folder, "mine", PARAMS).held():
+        assert sorted(path.name for path in folder.glob("*.finished")) == ["new.finished", "used.finished"]
 
 
 @contextmanager
@@ -212,7 +232,7 @@ def test_a_full_disk_costs_the_new_checkpoint_not_the_old_one(
     (folder / "name.state").unlink()
     (folder / "name.lock").unlink()
     with tiny_disk(folder, 3 * size // 2 // 1024):
-        kept = Checkpoint(folder, "name")
+        kept = Checkpoint(folder, "name", PARAMS)
         with kept.held():
             kept.save(state, "first", is_last=False)
             for _ in range(3):
@@ -236,7 +256,7 @@ def test_a_folder_that_cannot_be_written_stops_no_training(
 ) -> None:
     """A warning says that a stopped training would start anew."""
     folder.write_text("a file where the folder would be")
-    kept = Checkpoint(folder, "name")
+    kept = Checkpoint(folder, "name", PARAMS)
     with kept.held():
         assert kept.load() is None
         kept.save(state, None, is_last=True)

@@ -1,6 +1,7 @@
 """Bringing journals to a real store: each event once, whatever interrupts it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,104 @@ def test_many_epochs_go_in_few_requests(results: Path, store: str, monkeypatch: 
     assert len(content(store)[0]["points"]["train/mse"]) == 700
 
 
+def train(epochs: list[int], continued: tracking.Continued | None = None, is_killed: bool = False) -> str:
+    """The journal of a training's process, whole or as a kill leaves it; returns the row's id."""
+    with tracking.training_run(PARAMS, "cpu", continued) as run:
+        for epoch in epochs:
+            run.log_epoch({"epoch": epoch, "train_mse": 0.1 / epoch, "valid_mse": 0.2 / epoch}, epoch_seconds=1.5)
+        assert run.id is not None
+        if is_killed:
+            run.journal = None  # nobody writes down its end
+            return run.id
+        run.log_training_outputs(PARAMS)
+    return run.id
+
+
+def after(*epochs: int) -> list[dict[str, float]]:
+    return [{"epoch": epoch, "train_mse": 0.1 / epoch, "valid_mse": 0.2 / epoch} for epoch in epochs]
+
+
+def steps(store: str, run: Run) -> list[int]:
+    return [point.step for point in MlflowClient(store).get_metric_history(run.info.run_id, "valid/mse")]
+
+
+@pytest.mark.parametrize("is_delivered", [True, False])
+def test_a_training_that_goes_on_adds_to_its_row(results: Path, store: str, is_delivered: bool) -> None:
+    """Its row may have an epoch that the checkpoint lacks, or may not be there yet; each epoch is in it once."""
+    row = train([1, 2, 3], is_killed=True)
+    if is_delivered:
+        delivery.deliver_all(results)
+        assert [run.info.status for run in stored(store)] == ["RUNNING"]  # this process lives
+    assert train([3, 4], tracking.Continued(row, after(1, 2))) == row
+    assert delivery.deliver_all(results) == []
+    (run,) = stored(store)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run) == [1, 2, 3, 4]
+    assert "fingerprint" in run.data.tags
+
+
+def test_a_stopped_training_whose_row_is_gone_gets_a_whole_one(results: Path, store: str) -> None:
+    """Deleted in MLflow meanwhile: the new row has the epochs before the kill too."""
+    row = train([1, 2], is_killed=True)
+    delivery.deliver_all(results)
+    MlflowClient(store).delete_run(stored(store)[0].info.run_id)
+    train([3], tracking.Continued(row, after(1, 2)))
+    delivery.deliver_all(results)
+    (run,) = stored(store)
+    assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
+
+
+def test_a_stopped_training_that_was_not_tracked_gets_a_whole_row(results: Path, store: str) -> None:
+    """Tracking was off before the kill."""
+    train([3], tracking.Continued(None, after(1, 2)))
+    delivery.deliver_all(results)
+    (run,) = stored(store)
+    assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
+
+
+def test_a_row_that_goes_on_is_running_and_is_not_closed_for_the_process_that_died(results: Path, store: str) -> None:
+    """KILLED, then RUNNING; what is found about its first process does not end it."""
+    row = train([1, 2], is_killed=True)
+    for journal in journals(results):
+        journal.close()
+    delivery.deliver_all(results)
+    (run,) = stored(store)
+    assert run.info.status == "KILLED"
+    MlflowClient(store).set_tag(run.info.run_id, "process.pid", "999999999")
+    assert train([3], tracking.Continued(row, after(1, 2)), is_killed=True) == row
+    delivery.deliver_all(results)
+    (run,) = stored(store)
+    assert (run.info.status, steps(store, run)) == ("RUNNING", [1, 2, 3])
+    assert run.data.tags["process.pid"] == str(os.getpid())
+
+
+def test_a_row_that_goes_on_waits_for_its_first_part_as_long_as_it_takes(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away at first: the delivery that follows the second part brings the first one by itself."""
+    row = train([1, 2], is_killed=True)
+    train([3], tracking.Continued(row, after(1, 2)), is_killed=True)
+    first, second = journals(results)
+    n_attempts = 0
+    open_store = delivery.open_store
+
+    def away_at_first(*arguments: Any) -> Any:
+        nonlocal n_attempts
+        n_attempts += 1
+        if n_attempts <= 2:
+            raise OSError("the store is away")
+        if n_attempts == 4:
+            second.append({"kind": "end", "status": "FINISHED"})
+        return open_store(*arguments)
+
+    monkeypatch.setattr(delivery, "open_store", away_at_first)
+    delivery.follow(second, results)
+    assert not first.exists()
+    assert not second.exists()
+    (run,) = stored(store)
+    assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
+
+
 def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> None:
     """The next run sets a RUNNING row of this host whose process is gone to KILLED, at its last metric; no other."""
     client = MlflowClient(store)
@@ -245,7 +344,7 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     client.log_metric(ids["lost"], "train/mse", 0.1, timestamp=77)
     # Its journal is here and not delivered: only that knows how it ended.
     with Journal.create(results) as journal:
-        journal.append(journals(results)[0].start() | {"owner": gone})
+        journal.append(journals(results)[0].start() | {"owner": gone, "run": journal.id})
     ids["kept"] = client.create_run(experiment, 1, tags=gone | {"journal": journal.id}).info.run_id
     with tracking.training_run(PARAMS, "cpu"):
         delivery.deliver(journals(results)[-1])

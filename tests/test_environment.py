@@ -45,7 +45,7 @@ def test_reproducing_the_same_bytes_changes_no_record(tmp_dir: Path) -> None:
     assert environment.recorded()["environment"]["python"] == platform.python_version()
 
 
-@pytest.mark.parametrize("content", [None, "", "no JSON {"])
+@pytest.mark.parametrize("content", [None, "", "no JSON {", "{}", "[]"])
 def test_a_record_that_is_missing_or_damaged_is_made_anew(tmp_dir: Path, content: str | None) -> None:
     """Nobody has to repair a file that a merge left in conflict."""
     if content is not None:

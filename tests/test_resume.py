@@ -171,7 +171,7 @@ def saved_epochs(here: Path) -> int:
     recorded = (here / "dvc.lock").stat().st_mtime
     finished = [path for path in (here / FOLDER).glob("*.finished") if path.stat().st_mtime > recorded]
     for path in [*(here / FOLDER).glob("*.state"), *finished]:
-        return len(checkpoint._unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :]).state.result.history)
+        return len(checkpoint._unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :])[0].result.history)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save
 
 from pipeline import dvcfiles, verify
@@ -67,6 +68,8 @@ def test_a_table_is_judged_by_its_columns(tmp_dir: Path) -> None:
     assert near.verdict == "within tolerance"
     assert [(number.name, number.reproduced) for number in near.numbers] == [("pca.test_mse", 0.1005)]
     assert compared("pca.csv", old, b"n,test_mse\n1,0.1\n2,0.21\n").verdict == "different"
+    # A value of nothing may not move at all, whatever its neighbours may.
+    assert compared("pca.csv", b"n,test_mse\n1,0.1\n2,0\n", b"n,test_mse\n1,0.1005\n2,1e-9\n").verdict == "different"
     assert compared("pca.csv", old, b"n,test_mse\n1,0.1\n").verdict == "different"
     assert compared("history.csv", old, b"n,test_mse\n1,0.1\n2,0.21\n").verdict == "not judged"
 
@@ -95,8 +98,8 @@ def test_data_must_be_the_same_to_the_bit(tmp_dir: Path) -> None:
         assert compared("train.safetensors", old, old, committed).verdict == "identical"
 
 
-def test_a_missing_out_and_one_that_is_not_dvc_locks_are_different(tmp_dir: Path) -> None:
-    """Neither can be compared."""
+def test_an_out_that_is_missing_on_either_side_is_different(tmp_dir: Path) -> None:
+    """It cannot be compared."""
     assert compared("reports.json", as_json(), None).verdict == "different"
     assert compared("reports.json", as_json(), as_json(dataset="x"), committed=False).verdict == "different"
 
@@ -195,6 +198,20 @@ def test_another_environment_and_another_code_are_told_apart(committed: Path) ->
 
 
 @pytest.mark.slow
+def test_results_that_are_not_those_of_dvc_lock_are_different(committed: Path) -> None:
+    """A number that somebody edited, though what dvc.lock has can be reproduced; and nothing of a git hook disturbs."""
+    metrics = committed / "reports/train.json"
+    metrics.write_text(metrics.read_text().replace("0.0", "0.01", 1))
+    git(committed, "commit", "-q", "-a", "-m", "edited by hand")
+    head = git(committed, "rev-parse", "HEAD"), (committed / ".git/index").read_bytes()
+    hook = {"GIT_DIR": str(committed / ".git"), "GIT_INDEX_FILE": str(committed / ".git/index")}
+    printed = verified(committed, 1, **hook)
+    assert re.search(r"reports/train\.json +different \(what git has is not what dvc\.lock records", printed)
+    assert re.search(r"reports/history\.csv +identical", printed)
+    assert (git(committed, "rev-parse", "HEAD"), (committed / ".git/index").read_bytes()) == head
+
+
+@pytest.mark.slow
 def test_what_cannot_be_reproduced_at_all_is_misuse(committed: Path) -> None:
     """One line and exit code 2: a stage that fails, no results, no commit."""
     write_params(small_params(train__device="cuda:99"), committed)
@@ -202,8 +219,15 @@ def test_what_cannot_be_reproduced_at_all_is_misuse(committed: Path) -> None:
     done = run(committed, "pipeline.verify", ok=False)
     assert done.returncode == 2
     assert "train.device: cuda:99 is not on this machine" in done.stderr
+    lock = yaml.safe_load((committed / "dvc.lock").read_text())
+    del lock["stages"]["evaluate"]
+    (committed / "dvc.lock").write_text(yaml.safe_dump(lock))
+    git(committed, "commit", "-q", "-a", "-m", "a stopped run")
+    done = run(committed, "pipeline.verify", ok=False)
+    assert done.returncode == 2
+    assert "dvc.lock records no result for reports/evaluate.json, reports/figures/" in done.stderr
     git(committed, "rm", "-q", "--cached", "dvc.lock")
     git(committed, "commit", "-q", "-m", "no results")
     done = run(committed, "pipeline.verify", ok=False)
     assert done.returncode == 2
-    assert "dvc.lock records no results" in done.stderr
+    assert "dvc.lock records no result for data/" in done.stderr
