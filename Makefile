@@ -88,7 +88,7 @@ lock: setup-dev
 
 # Not the MLflow store: its runs cannot be made again.
 clean:
-	rm -rf data/prepared data/baselines models/*.safetensors .dvc/cache .dvc/tmp
+	rm -rf data/prepared data/baselines models/*.safetensors .checkpoints .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pipeline tests -name __pycache__ -prune -exec rm -rf {} +
 
