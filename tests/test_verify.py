@@ -163,7 +163,7 @@ def test_committed_results_are_reproduced_from_nothing(committed: Path, tmp_path
     before = snapshot(committed)
     printed = verified(committed, 0, TMPDIR=str(temporary))
     assert snapshot(committed) == before
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.glob("verify-*")) == []
     assert "every out is identical" in printed
     with chdir(committed):
         assert printed.count("  identical\n") == len(dvcfiles.all_outs())
@@ -201,7 +201,7 @@ def test_another_environment_and_another_code_are_told_apart(committed: Path) ->
 def test_results_that_are_not_those_of_dvc_lock_are_different(committed: Path) -> None:
     """A number that somebody edited, though what dvc.lock has can be reproduced; and nothing of a git hook disturbs."""
     metrics = committed / "reports/train.json"
-    metrics.write_text(metrics.read_text().replace("0.0", "0.01", 1))
+    metrics.write_text(metrics.read_text().replace('"best_epoch": ', '"best_epoch": 1'))
     git(committed, "commit", "-q", "-a", "-m", "edited by hand")
     head = git(committed, "rev-parse", "HEAD"), (committed / ".git/index").read_bytes()
     hook = {"GIT_DIR": str(committed / ".git"), "GIT_INDEX_FILE": str(committed / ".git/index")}
