@@ -102,8 +102,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
         output = run(here, "dvc", "repro").stdout
         n_gone_on += "going on after epoch" in output
         assert differing(results(here), undisturbed) == []
-        delivery.deliver_all(here)
-        wait_until(lambda: not journals(here))
+        wait_until(lambda: delivery.deliver_all(here) == [])
         statuses = [row.info.status for row in rows(here)]
         assert statuses.count("FINISHED") == training + 1
         assert statuses.count("KILLED") == len(statuses) - training - 1 <= n_from_nothing - training - 1
