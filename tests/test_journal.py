@@ -106,7 +106,7 @@ def test_state_is_replaced_at_once(tmp_dir: Path) -> None:
     journal.set_state(run_id="a", delivered=1)
     journal.set_state(delivered=2)
     (journal.folder / "state.json.new").write_text('{"deliv')
-    assert journal.state() == {"run_id": "a", "delivered": 2, "asking_since": None}
+    assert journal.state() == {"run_id": "a", "delivered": 2, "last_step": 0, "asking_since": None}
 
 
 def test_a_request_that_is_out_can_be_seen(tmp_dir: Path) -> None:
