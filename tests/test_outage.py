@@ -173,8 +173,9 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
             assert found == expected
             assert [line.split(":")[0] for line in errors.splitlines() if "MLflow" in line] == ["warning", "warning"]
             wait_until(lambda: not working_in(here, "pipeline.delivery"))
-    print(f"{trouble.__name__}: {min(beside):.1f} s, without tracking {min(without):.1f} s")
-    assert min(beside) - min(without) < 5
+    more = sorted(one - other for one, other in zip(beside, without, strict=True))
+    print(f"{trouble.__name__}: {[round(seconds, 1) for seconds in more]} s more than without tracking")
+    assert more[1] < 5  # the median of three
     # Nothing was lost, and nothing went to the repository's own store, to which the journals do not belong.
     assert len(journals(here)) == 6
     assert len(rows(here)) == len(rows(project))
