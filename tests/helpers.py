@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -144,6 +146,17 @@ def write_results(folder: Path, params: Params) -> None:
     (folder / train.METRICS_PATH).write_text('{"valid": {"best_mse": 0.05}}')
     (folder / train.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
     (folder / "reports/evaluate.json").write_text('{"dataset": "digits", "test": {"mse": 0.04}}')
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    """Something mounted at `folder`; skips where this user may not."""
+    if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode != 0:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint, training_hash
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.training import TrainingState, fit
-from tests.helpers import PROJECT, random_split, small_params, write_results
+from tests.helpers import PROJECT, mounted, random_split, small_params, write_results
 
 TRAIN = torch.from_numpy(random_split(130, seed=1).pixels())
 VALID = torch.from_numpy(random_split(40, seed=2).pixels())
@@ -211,19 +209,6 @@ def test_other_finished_trainings_go_when_they_are_old(
         assert sorted(path.name for path in folder.glob("*.finished")) == ["new.finished", "used.finished"]
 
 
-@contextmanager
-def tiny_disk(folder: Path, kilobytes: int) -> Iterator[None]:
-    """A file system of its own at `folder`, of that size."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("this user may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_costs_the_new_checkpoint_not_the_old_one(
     folder: Path, state: TrainingState, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +216,7 @@ def test_a_full_disk_costs_the_new_checkpoint_not_the_old_one(
     size = saved(folder, state).stat().st_size
     (folder / "name.state").unlink()
     (folder / "name.lock").unlink()
-    with tiny_disk(folder, 3 * size // 2 // 1024):
+    with mounted(folder, "-t", "tmpfs", "-o", f"size={3 * size // 2 // 1024}k", "tmpfs"):
         kept = Checkpoint(folder, "name", PARAMS)
         with kept.held():
             kept.save(state, "first", is_last=False)

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests.helpers import (
     copy_project,
     environment,
     git,
+    mounted,
     rows,
     run,
     save_every_epoch,
@@ -241,17 +241,6 @@ def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes]
     assert differing(results(here), undisturbed) == []
 
 
-@contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """Something mounted at `folder`; skips where this user may not."""
-    if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode != 0:
-        pytest.skip("this user may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.fixture
 def committed(project: Path, tmp_path: Path) -> Path:
     """A copy of a project whose results are committed and whose training is stale, though it would write the same."""
@@ -261,6 +250,15 @@ def committed(project: Path, tmp_path: Path) -> Path:
     with (here / "pipeline/training.py").open("a") as file:
         file.write("# stale\n")
     return here
+
+
+def fails_in_one_line(here: Path, reason: str) -> None:
+    """`dvc repro` cannot write the weights: it says why and how to get the last results back."""
+    done = run(here, "dvc", "repro", ok=False)
+    assert done.returncode != 0
+    assert f"error: {MODEL} cannot be written: {reason}" in done.stderr
+    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def bring_back(here: Path) -> None:
@@ -274,11 +272,7 @@ def test_a_full_disk(committed: Path) -> None:
     before = results(committed)
     model = (committed / MODEL).read_bytes()
     with mounted(committed / "models", "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
-        done = run(committed, "dvc", "repro", ok=False)
-    assert done.returncode != 0
-    assert f"error: {MODEL} cannot be written: No space left on device; put that right, then `dvc repro`" in done.stderr
-    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
-    assert "Traceback" not in done.stderr
+        fails_in_one_line(committed, "No space left on device; put that right, then `dvc repro`")
     bring_back(committed)
     assert differing(results(committed), before) == []
 
@@ -294,10 +288,6 @@ def test_a_read_only_folder(committed: Path) -> None:
     models = committed / "models"
     (models / "autoencoder.safetensors").unlink()
     with mounted(models, "-o", "bind,ro", str(models)):
-        done = run(committed, "dvc", "repro", ok=False)
-    assert done.returncode != 0
-    assert f"error: {MODEL} cannot be written: Read-only file system" in done.stderr
-    assert "git restore params.yaml dvc.lock reports && dvc checkout" in done.stderr
-    assert "Traceback" not in done.stderr
+        fails_in_one_line(committed, "Read-only file system")
     bring_back(committed)
     assert differing(results(committed), before) == []
