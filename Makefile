@@ -23,7 +23,7 @@ help:
 	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
 	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
 	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
-	@echo 'make bench      what tracking and checkpoints cost, measured here (about 14 minutes)'
+	@echo 'make bench      speed, quality and what tracking and checkpoints cost, measured here (over an hour)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
 	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
@@ -64,8 +64,8 @@ tidy: setup
 	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
 
 bench: setup
-	@$(BIN)/python -m benchmarks.tracking
-	@$(BIN)/python -m benchmarks.checkpoint
+	@for name in throughput quality growth overhead checkpoint tracking table; do \
+	    $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 review: setup
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)

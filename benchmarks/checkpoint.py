@@ -6,26 +6,19 @@ Trains the committed network for some epochs and saves the larger kind of checkp
 training whose best epoch is not the last. Needs data/prepared; writes reports/benchmarks/checkpoint.json.
 """
 
-import json
-import os
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from pipeline import environment
+from benchmarks.common import load_pixels, machine, write_result
 from pipeline.checkpoint import Checkpoint
-from pipeline.data import load_split
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.params import load_params
 from pipeline.repository import main_root
-from pipeline.train import TRAIN_PATH, VALID_PATH
 from pipeline.training import TrainingState, fit, make_deterministic, resolve_device
 
-RESULT_PATH = Path("reports/benchmarks/checkpoint.json")
 N_EPOCHS = 5
 
 
@@ -33,7 +26,7 @@ def main() -> None:
     params = load_params()
     make_deterministic(None if params.train.threads == "auto" else params.train.threads)
     device = resolve_device(params.train.device)
-    train, valid = (torch.from_numpy(load_split(path).pixels()).to(device) for path in (TRAIN_PATH, VALID_PATH))
+    train, valid = load_pixels("train", str(device)), load_pixels("valid", str(device))
     model = AutoEncoder(Architecture.from_params(params.model)).to(device)
     saving: list[float] = []
     # On the disk on which a training's checkpoints lie.
@@ -53,16 +46,14 @@ def main() -> None:
         size = (Path(folder) / "benchmark.state").stat().st_size
     epoch_seconds = (seconds - sum(saving)) / N_EPOCHS
     result = {
-        "machine": environment.fingerprint(str(device)) | {"cores": os.cpu_count()},
+        "machine": machine(str(device)),
         "megabytes": round(size / 1e6, 1),
         "epoch_seconds": round(epoch_seconds, 3),
         "save_seconds": [round(value, 3) for value in saving],
         "median_save_seconds": round(statistics.median(saving), 3),
         "percent_of_training": round(100 * statistics.median(saving) / epoch_seconds, 2),
     }
-    RESULT_PATH.parent.mkdir(parents=True, exist_ok=True)
-    RESULT_PATH.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write_result("checkpoint", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a training's bytes depend on beyond code, data and parameters, and how large the difference is.
 
-    python -m benchmarks.reproducibility [--epochs N] [--python INTERPRETER]      (about 20 minutes)
+    python -m benchmarks.reproducibility [--epochs N] [--python INTERPRETER]      (about 8 minutes)
 
 Trains the committed network in one process after another, each with one thing changed, and compares the
 weights with those of the first. Other training seeds stand beside them, for scale. `--python` adds the
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-RESULT_PATH = Path("reports/benchmarks/reproducibility.json")
+from benchmarks.common import load_pixels, write_result
+
 AS_COMMITTED = "as committed"
 # Name, environment variables, changes of `train` (`float64` is none of its parameters).
 VARIANTS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
@@ -39,7 +40,7 @@ VARIANTS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--python", action="append", default=[], metavar="INTERPRETER")
     parser.add_argument("--train", nargs=2, metavar=("WEIGHTS", "CHANGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,10 +70,7 @@ def main() -> None:
                 name = f"torch {result['machine']['torch']}"
             rows.append({"variant": name} | compare(weights[0], weights[-1]) | result["metrics"])
             print(json.dumps(rows[-1]), flush=True)
-    RESULT_PATH.parent.mkdir(parents=True, exist_ok=True)
-    RESULT_PATH.write_text(
-        json.dumps({"machine": machine, "n_epochs": arguments.epochs, "rows": rows}, indent=2) + "\n"
-    )
+    write_result("reproducibility", {"machine": machine, "n_epochs": arguments.epochs, "rows": rows})
 
 
 def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -87,7 +85,6 @@ def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train as `pipeline.train` does, with some values of the `train` section changed; write the weights."""
     import torch
 
-    from pipeline.data import load_split
     from pipeline.environment import fingerprint
     from pipeline.model import Architecture, AutoEncoder, save_model
     from pipeline.params import load_params
@@ -98,9 +95,8 @@ def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     train_params = params.train.model_copy(update=changes)
     assert train_params.threads != "auto", "params.yaml has a number"
     make_deterministic(train_params.threads)
-    splits = {name: load_split(Path(f"data/prepared/{name}.safetensors")) for name in ("train", "valid", "test")}
     dtype = torch.float64 if is_double else torch.float32
-    pixels = {name: torch.from_numpy(split.pixels()).to(dtype) for name, split in splits.items()}
+    pixels = {name: load_pixels(name).to(dtype) for name in ("train", "valid", "test")}
     torch.manual_seed(train_params.seed)
     model = AutoEncoder(Architecture.from_params(params.model)).to(dtype)
     result = fit(model, pixels["train"], pixels["valid"], train_params)

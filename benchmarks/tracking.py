@@ -8,9 +8,7 @@ that each further epoch takes more, on scikit-learn's digits, whose epochs are s
 exists beforehand. Writes reports/benchmarks/tracking.json; works in a copy, so the workspace stays as it is.
 """
 
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,9 +20,8 @@ from typing import Any
 
 import yaml
 
-from pipeline import environment
+from benchmarks.common import machine, write_result
 
-RESULT_PATH = Path("reports/benchmarks/tracking.json")
 FIXED_REPETITIONS = 3
 EPOCH_REPETITIONS = 3
 FEW_EPOCHS, MANY_EPOCHS = 5, 65
@@ -58,12 +55,11 @@ def main() -> None:
                     wait_for_background(copy)
                 per_epoch[tracking].append((seconds[MANY_EPOCHS] - seconds[FEW_EPOCHS]) / (MANY_EPOCHS - FEW_EPOCHS))
     result = {
-        "machine": environment.fingerprint("cpu") | {"cores": os.cpu_count(), "system": platform.platform()},
+        "machine": machine(),
         "fixed_seconds": summary(fixed),
         "seconds_per_epoch": summary(per_epoch),
     }
-    RESULT_PATH.parent.mkdir(parents=True, exist_ok=True)
-    RESULT_PATH.write_text(json.dumps(result, indent=2) + "\n")
+    write_result("tracking", result)
     print(table(result))
 
 

@@ -45,10 +45,10 @@ def record(outs: dict[str, str], device: str) -> None:
         write_out(RECORD_PATH, json.dumps(content, indent=2) + "\n")
 
 
-def recorded(folder: Path = Path()) -> dict[str, dict[str, str]]:
-    """What `record` noted in a repository: `outs` and `environment`, both empty where there is no such note."""
+def recorded() -> dict[str, dict[str, str]]:
+    """What `record` noted: `outs` and `environment`, both empty where there is no such note."""
     try:
-        content = json.loads((folder / RECORD_PATH).read_text())
+        content = json.loads(RECORD_PATH.read_text())
         return {"outs": dict(content["outs"]), "environment": dict(content["environment"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {"outs": {}, "environment": {}}

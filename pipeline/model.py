@@ -1,4 +1,4 @@
-"""The symmetric autoencoder: Linear → ReLU → BatchNorm1d or Dropout blocks, mirrored in the decoder."""
+"""The symmetric autoencoder: Linear → BatchNorm1d → ReLU or Linear → ReLU → Dropout blocks, mirrored in the decoder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -48,8 +48,8 @@ def linear_widths(bottleneck_size: int, n_layers: int) -> tuple[int, ...]:
 class AutoEncoder(nn.Module):
     """Images to codes and back: [n, 784] floats in 0…1 → [n, bottleneck_size] → [n, 784].
 
-    The last layer of each half is plain, so codes and outputs are unbounded; outputs are close to
-    0…1 but are not clipped.
+    The last layer of each half is plain, so codes are unbounded. Outputs are unbounded in training, where a
+    clipped pixel would have no gradient; in evaluation they are clipped to 0…1, nearer to any image.
     """
 
     def __init__(self, architecture: Architecture):
@@ -62,12 +62,10 @@ class AutoEncoder(nn.Module):
     def _half(self, widths: tuple[int, ...]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths[:-1]):
-            regularizer: nn.Module = (
-                nn.BatchNorm1d(width_out)
-                if self.architecture.regularizer == "batch_norm"
-                else nn.Dropout(self.architecture.dropout_p)
-            )
-            layers += [nn.Linear(width_in, width_out), nn.ReLU(), regularizer]
+            if self.architecture.regularizer == "batch_norm":  # which has a bias of its own
+                layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
+            else:
+                layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(self.architecture.dropout_p)]
         return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -76,7 +74,8 @@ class AutoEncoder(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """[n, bottleneck_size] → [n, 784]"""
-        return self.decoder(codes)
+        pixels = self.decoder(codes)
+        return pixels if self.training else pixels.clamp(0, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.decode(self.encode(pixels))

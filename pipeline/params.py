@@ -56,6 +56,7 @@ class TrainParams(Section):
     n_epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)]
     lr: Annotated[float, Field(gt=0)]
+    precision: Literal["float32", "bfloat16"]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
     threads: Annotated[int, Field(ge=1)] | Literal["auto"]
 

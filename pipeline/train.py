@@ -7,7 +7,6 @@ that was stopped goes on from its last checkpoint, in its row, to the same bytes
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress, announce_dataset
 from pipeline.repository import main_root
-from pipeline.training import EpochRecord, TrainingState, fit, make_deterministic, resolve_device
+from pipeline.training import EpochRecord, TrainingState, fit, make_deterministic, resolve_device, steps_of_epoch
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
@@ -35,8 +34,6 @@ METRICS_PATH = Path("reports/train.json")
 def main() -> None:
     params = load_params()
     announce_dataset(params)
-    # cuBLAS is deterministic only with a workspace of fixed size, set before CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     make_deterministic(None if params.train.threads == "auto" else params.train.threads)
     device = resolve_device(params.train.device)
     if params.train.device == "auto":
@@ -56,13 +53,15 @@ def main() -> None:
         if saved:
             what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
             print(f"going on after epoch {len(earlier)} of {params.train.n_epochs} of a training that was {what}")
-        progress = TrainingProgress(params.train.n_epochs, len(train), first_epoch=len(earlier) + 1)
+        n_steps, batch_size = steps_of_epoch(len(train), params.train.batch_size)
+        n_images = n_steps * batch_size  # that an epoch trains on
+        progress = TrainingProgress(params.train.n_epochs, n_images, first_epoch=len(earlier) + 1)
         continued = tracking.Continued(saved.run, list(map(asdict, earlier))) if saved else None
         with tracking.training_run(params, str(device), continued) as run:
 
             def on_epoch(record: EpochRecord, seconds: float) -> None:
                 progress.on_epoch(record, seconds)
-                run.log_epoch(asdict(record), epoch_seconds=seconds, images_per_second=len(train) / seconds)
+                run.log_epoch(asdict(record), epoch_seconds=seconds, images_per_second=n_images / seconds)
 
             def on_state(state: TrainingState) -> None:
                 checkpoint.save(state, run.id, is_last=len(state.result.history) == params.train.n_epochs)

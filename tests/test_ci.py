@@ -141,10 +141,10 @@ def test_the_review_script(tmp_path: Path, arguments: list[str], code: int, expe
 def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
     """An empty HEAD means the files as they are now."""
     project = copy_project(tmp_path / "project")
-    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("lr: 0.001", "lr: 0.002"))
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("lr: 0.005", "lr: 0.01"))
     done = subprocess.run([".ci/review", "HEAD", ""], cwd=project, env=environment(), capture_output=True, text=True)
     assert done.returncode == 3
-    assert "| train.lr | 0.001 | 0.002 |" in done.stdout
+    assert "| train.lr | 0.005 | 0.01 |" in done.stdout
     assert git(project, "status", "--porcelain") == " M params.yaml\n"
 
 

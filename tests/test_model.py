@@ -42,13 +42,16 @@ def test_hidden_sizes_replace_the_line() -> None:
     assert linear_layers(model.encoder) == [(784, 100), (100, 30), (30, 2)]
 
 
-@pytest.mark.parametrize(("regularizer", "kind"), [("batch_norm", nn.BatchNorm1d), ("dropout", nn.Dropout)])
-def test_the_regularizer_reaches_every_block(regularizer: str, kind: type[nn.Module]) -> None:
-    """Each block is Linear → ReLU → the chosen regularizer, and dropout has the chosen probability."""
+@pytest.mark.parametrize(
+    ("regularizer", "block"),
+    [("batch_norm", [nn.Linear, nn.BatchNorm1d, nn.ReLU]), ("dropout", [nn.Linear, nn.ReLU, nn.Dropout])],
+)
+def test_the_regularizer_reaches_every_block(regularizer: str, block: list[type[nn.Module]]) -> None:
+    """Each block is Linear → BatchNorm → ReLU or Linear → ReLU → Dropout, with the chosen probability."""
     params = small_params(model__regularizer=regularizer, model__dropout_p=0.37, model__n_layers=3)
     model = AutoEncoder(Architecture.from_params(params.model))
     for half in (model.encoder, model.decoder):
-        assert [type(layer) for layer in half] == [nn.Linear, nn.ReLU, kind] * 2 + [nn.Linear]
+        assert [type(layer) for layer in half] == block * 2 + [nn.Linear]
     assert all(layer.p == 0.37 for layer in model.modules() if isinstance(layer, nn.Dropout))
 
 
@@ -59,6 +62,18 @@ def test_the_smallest_and_the_largest_bottleneck(bottleneck_size: int) -> None:
     codes = model.encode(torch.rand(3, 784))
     assert codes.shape == (3, bottleneck_size)
     assert model.decode(codes).shape == (3, 784)
+
+
+def test_reconstructions_are_pixels() -> None:
+    """In evaluation outputs are clipped to 0…1; in training they are not, or clipped pixels would learn nothing."""
+    torch.manual_seed(0)
+    model = AutoEncoder(Architecture.from_params(small_params().model))
+    pixels = torch.rand(64, 784)
+    in_training = model(pixels)
+    assert in_training.min() < 0
+    evaluated = model.eval()(pixels)
+    assert torch.equal(evaluated, model.decoder(model.encode(pixels)).clamp(0, 1))
+    assert evaluated.min() == 0
 
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:

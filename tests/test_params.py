@@ -42,6 +42,7 @@ def test_committed_params_are_valid() -> None:
         ("train", "lr", float("nan"), "train.lr: must be a finite number, got nan"),
         ("train", "n_epochs", True, "train.n_epochs: must be a valid integer, got True"),
         ("train", "n_epochs", 0, "train.n_epochs: must be greater than or equal to 1, got 0"),
+        ("train", "precision", "float16", "train.precision: must be 'float32' or 'bfloat16', got 'float16'"),
         ("train", "batch_size", 1, "train.batch_size: must be greater than or equal to 2, got 1"),
         ("train", "device", "gpu", "train.device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
         ("train", "threads", "many", "train.threads: must be a valid integer or 'auto', got 'many'"),

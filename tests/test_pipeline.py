@@ -37,7 +37,7 @@ def would_run(project: Path) -> list[str]:
     [
         ("params.yaml", "train_ratio: 0.8", "train_ratio: 0.7", ["prepare"]),
         ("params.yaml", "bottleneck_size: 2", "bottleneck_size: 3", ["train", "evaluate"]),
-        ("params.yaml", "lr: 0.001", "lr: 0.002", ["train"]),
+        ("params.yaml", "lr: 0.005", "lr: 0.01", ["train"]),
         ("params.yaml", "manifold_size: 5", "manifold_size: 6", ["evaluate"]),
         ("pipeline/figures.py", '"""The figures', '"""Figures', ["evaluate"]),
         ("pipeline/tracking.py", '"""One MLflow', '"""An MLflow', []),
@@ -91,7 +91,7 @@ def test_bad_parameters_lose_nothing(project: Path, tmp_path: Path) -> None:
     """`dvc repro` stops with the message, and the commands it names bring the results back."""
     model = (project / "models/autoencoder.safetensors").read_bytes()
     shutil.copytree(project / "reports", tmp_path / "reports")
-    with edited(project / "params.yaml", "lr: 0.001", "lr: -1"):
+    with edited(project / "params.yaml", "lr: 0.005", "lr: -1"):
         done = run(project, "dvc", "repro", ok=False)
     assert done.returncode != 0
     assert "train.lr: must be greater than 0, got -1" in done.stderr

@@ -47,8 +47,8 @@ def test_results_are_those_of_the_committed_run() -> None:
 def test_what_the_bytes_depend_on_is_what_was_measured() -> None:
     """Each row of the table is a row of reports/benchmarks/reproducibility.json, and none is left out."""
     measured = json.loads((PROJECT / "reports/benchmarks/reproducibility.json").read_text())
-    assert "five epochs, but | bytes" in README
-    assert measured["n_epochs"] == 5
+    assert "two epochs, but | bytes" in README
+    assert measured["n_epochs"] == 2
     assert table_rows("Reproduce the committed results, to the bit") == [
         [
             row["variant"],
@@ -57,6 +57,26 @@ def test_what_the_bytes_depend_on_is_what_was_measured() -> None:
             f"{row['test_mse']:.5f}",
         ]
         for row in measured["rows"]
+    ]
+
+
+def test_the_speed_is_what_was_measured() -> None:
+    """The README's table has the medians of reports/benchmarks/throughput.json."""
+    measured = json.loads((PROJECT / "reports/benchmarks/throughput.json").read_text())
+    median = {name: values["median"] for name, values in measured["epoch_seconds"].items()}
+    assert table_rows("How fast it is") == [
+        ["the original's loop", f"{median['seed']:.1f} s", f"{median['seed'] / median['float32']:.2f}× as fast"],
+        [
+            "DataLoader and ToTensor, as PyTorch's examples",
+            f"{median['dataloader']:.1f} s",
+            f"{median['dataloader'] / median['float32']:.2f}× as fast",
+        ],
+        ["this project", f"{median['float32']:.1f} s", ""],
+        [
+            "the matrix products alone",
+            f"{median['floor_float32']:.1f} s",
+            f"at {100 * median['floor_float32'] / median['float32']:.0f} % of this floor",
+        ],
     ]
 
 

@@ -50,7 +50,7 @@ def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> No
     """The parameters are checked first, so that the last results stay where they are."""
     path = project / "params.yaml"
     text = path.read_text()
-    path.write_text(text.replace("lr: 0.001", "lr: 0"))
+    path.write_text(text.replace("lr: 0.005", "lr: 0"))
     try:
         done = run(project, "pipeline.run", ok=False)
     finally:

@@ -4,22 +4,28 @@ import copy
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
 from pipeline.errors import PipelineError
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.training import (
+    PRECISIONS,
     EpochRecord,
     FitResult,
     TrainingState,
+    TrainingStep,
     epoch_seed,
     fit,
     make_deterministic,
+    one_cycle,
     reconstruction_mse,
     resolve_device,
+    steps_of_epoch,
 )
 from tests.helpers import random_split, small_params
 
@@ -68,10 +74,10 @@ def told_to(records: list[EpochRecord]) -> Callable[[EpochRecord, float], None]:
     return lambda record, _: records.append(record)
 
 
-@pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
-def test_going_on_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
+@pytest.mark.parametrize(("regularizer", "lr"), [("batch_norm", 0.05), ("dropout", 0.5)])
+def test_going_on_from_any_epoch_gives_the_same_bits(regularizer: str, lr: float) -> None:
     """From every state that fit tells: history, best epoch, weights and the network's last state, to the bit."""
-    params = small_params(model__regularizer=regularizer, train__n_epochs=12, train__lr=0.05).train
+    params = small_params(model__regularizer=regularizer, train__n_epochs=12, train__lr=lr).train
     shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
     make_deterministic(2)
     states: list[TrainingState] = []
@@ -104,7 +110,7 @@ def test_the_weights_are_those_of_the_best_validation_epoch() -> None:
 
 
 def test_history_holds_what_it_says() -> None:
-    """One record an epoch; the norms of one full-batch step are those computed by hand."""
+    """One record an epoch; the norms of one full-batch step, the first of many, are those computed by hand."""
     params = small_params(train__n_epochs=1, train__batch_size=130)
     torch.manual_seed(0)
     model = AutoEncoder(Architecture.from_params(params.model))
@@ -116,7 +122,6 @@ def test_history_holds_what_it_says() -> None:
     assert record.grad_norm == pytest.approx(expected, rel=1e-4)
     norm = math.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters()))
     assert record.param_norm == pytest.approx(norm, rel=1e-5)
-    assert record.lr == params.train.lr
 
 
 def test_callers_see_every_image_and_epoch() -> None:
@@ -126,16 +131,141 @@ def test_callers_see_every_image_and_epoch() -> None:
     params = small_params(train__n_epochs=3)
     model = AutoEncoder(Architecture.from_params(params.model))
     result = fit(model, TRAIN, VALID, params.train, seen.append, lambda record, seconds: records.append(record))
-    assert seen == [64, 64, 2] * 3
+    assert seen == [64, 64] * 3
     assert records == result.history
 
 
-def test_a_last_batch_of_one_sits_out() -> None:
-    """Batch normalisation cannot train on one image; the epoch goes on without it."""
-    params = small_params(train__n_epochs=1, train__batch_size=129)
-    seen: list[int] = []
-    fit(AutoEncoder(Architecture.from_params(params.model)), TRAIN, VALID, params.train, seen.append)
-    assert seen == [129]
+def test_all_batches_are_whole() -> None:
+    """What is left over sits the epoch out; a batch larger than the data is all of it."""
+    assert steps_of_epoch(130, 64) == (2, 64)
+    assert steps_of_epoch(128, 64) == (2, 64)
+    assert steps_of_epoch(130, 1000) == (1, 130)
+
+
+def test_every_image_gets_its_turn() -> None:
+    """Each epoch trains on images drawn without repetition, another draw in each, and in the end on all of them."""
+    drawn: list[torch.Tensor] = []
+
+    class Watched(AutoEncoder):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                drawn.append(pixels.clone())
+            return super().forward(pixels)
+
+    params = small_params(train__n_epochs=8)
+    fit(Watched(Architecture.from_params(params.model)), TRAIN, VALID, params.train)
+    epochs = [{row.numpy().tobytes() for batch in drawn[i : i + 2] for row in batch} for i in range(0, 16, 2)]
+    assert all(len(epoch) == 128 for epoch in epochs)
+    assert len(set().union(*epochs)) == 130
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    """As torch's OneCycleLR, whose values the test computes; the history has that of each epoch's last step."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=1001, pct_start=0.3003, div_factor=25, cycle_momentum=False
+    )
+    for step in range(1000):
+        assert one_cycle(step / 1000) == pytest.approx(schedule.get_last_lr()[0], abs=0.005), step
+        optimizer.step()
+        schedule.step()
+    _, result = train(train__n_epochs=5, train__lr=0.01)
+    assert [record.lr for record in result.history] == [0.01 * one_cycle((2 * epoch + 1) / 10) for epoch in range(5)]
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """Another precision, other bits, about the same result; the weights stay float32, and it repeats to the bit."""
+    results = [train(train__n_epochs=6, train__precision=p)[1] for p in ("float32", "bfloat16", "bfloat16")]
+    assert results[0].history != results[1].history
+    assert results[1].history == results[2].history
+    assert all(t.dtype == torch.float32 for name, t in results[1].weights.items() if "num_batches" not in name)
+    assert results[1].history[-1].valid_mse == pytest.approx(results[0].history[-1].valid_mse, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
+def test_a_step_can_be_captured(precision: str, regularizer: str) -> None:
+    """No step waits for a value or a shape: it runs on tensors that have none, as a CUDA graph's recording does."""
+    shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step = TrainingStep(AutoEncoder(shape), torch.rand(130, 784), 64, PRECISIONS[precision])
+        for _ in range(2):
+            step(torch.zeros(64, dtype=torch.int64), 0.01)
+        with pytest.raises(DataDependentOutputException):
+            step.take_totals()  # this does wait
+
+
+class Recorded:
+    """What `torch.cuda` offers for recording, where there is no GPU: replaying runs the step again."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+        self.step: Callable[[], None] = lambda: None
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.step()
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_recording_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, steps_before: int) -> None:
+    """Warming up and recording change neither weights nor optimizer, at the start nor on going on: equal bits after."""
+    recorded = Recorded()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: recorded)
+    for name in ("device", "Stream", "stream", "current_stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    shape = Architecture.from_params(small_params().model)
+    make_deterministic(2)
+    after: list[dict[str, torch.Tensor]] = []
+    totals: list[list[float]] = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        model = AutoEncoder(shape)
+        step = TrainingStep(model, TRAIN, 64, torch.float32)
+        recorded.step = step._train_on_batch
+        for number in range(steps_before):
+            step(torch.arange(64) + number, 0.01)
+        if steps_before:
+            step.take_totals()
+        if captured:
+            addresses = [tensor.data_ptr() for tensor in model.state_dict().values()]
+            step.capture()
+            assert [tensor.data_ptr() for tensor in model.state_dict().values()] == addresses
+        for number in range(4):
+            step(torch.arange(64) + 10 * number, 0.01)
+        totals.append(step.take_totals())
+        after.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert recorded.replays == 4
+    assert totals[0] == totals[1]
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
+def test_on_a_gpu_the_same_bits_every_time_and_near_the_cpu(regularizer: str) -> None:
+    """The captured training repeats to the bit, goes on to the same bits, and agrees with the CPU's where both can."""
+    make_deterministic(2)
+    params = small_params(model__regularizer=regularizer, train__n_epochs=4)
+    shape = Architecture.from_params(params.model)
+    states: list[TrainingState] = []
+
+    def trained(device: str, state: TrainingState | None = None) -> FitResult:
+        torch.manual_seed(0)
+        model = AutoEncoder(shape).to(device)
+        return fit(
+            model,
+            TRAIN.to(device),
+            VALID.to(device),
+            params.train,
+            on_state=lambda state: states.append(copy.deepcopy(state)),
+            state=state,
+        )
+
+    first = trained("cuda")
+    assert trained("cuda").history == first.history
+    assert trained("cuda", states[1]).history == first.history
+    if regularizer == "batch_norm":
+        assert trained("cpu").history[-1].valid_mse == pytest.approx(first.history[-1].valid_mse, rel=0.02)
 
 
 def test_a_loss_that_is_not_finite() -> None:

@@ -1,0 +1,44 @@
+"""What the benchmarks share: the prepared images, and how a result is written down."""
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import environment
+from pipeline.data import load_split
+from pipeline.training import PRECISIONS
+
+RESULTS = Path("reports/benchmarks")
+
+
+def load_pixels(name: str, device: str = "cpu") -> torch.Tensor:
+    """The images of `train`, `valid` or `test`, float32 [n, 784] in 0…1."""
+    return torch.from_numpy(load_split(Path(f"data/prepared/{name}.safetensors")).pixels()).to(device)
+
+
+def native_precisions() -> list[str]:
+    """Those that this processor has instructions for; without them bfloat16 takes hundreds of times as long."""
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return list(PRECISIONS) if has_bfloat16 else ["float32"]
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Hardware and versions, which belong beside every timing."""
+    return environment.fingerprint(device) | {"cores": os.cpu_count()}
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """The values in the order in which they were measured, and their median."""
+    return {"median": round(statistics.median(values), 4), "all": [round(value, 4) for value in values]}
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Write reports/benchmarks/NAME.json and show it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,60 @@
+"""Whether a long training stays as fast and as small as a short one.
+
+    python -m benchmarks.growth      (about 6 minutes)
+
+One training of 50 epochs of the network with 5 layers and bottleneck size 10, as `pipeline.train` runs it
+without DVC and MLflow. Needs data/prepared; writes reports/benchmarks/growth.json.
+"""
+
+import resource
+import statistics
+
+import psutil
+import torch
+
+from benchmarks.common import load_pixels, machine, write_result
+from pipeline.model import Architecture, AutoEncoder
+from pipeline.params import load_params
+from pipeline.training import EpochRecord, fit, make_deterministic, steps_of_epoch
+
+N_EPOCHS = 50
+EACH_END = 10
+
+
+def main() -> None:
+    params = load_params()
+    assert params.train.threads != "auto", "params.yaml has a number"
+    make_deterministic(params.train.threads)
+    train, valid = load_pixels("train"), load_pixels("valid")
+    torch.manual_seed(params.train.seed)
+    model = AutoEncoder(
+        Architecture.from_params(params.model.model_copy(update={"bottleneck_size": 10, "n_layers": 5}))
+    )
+    n_steps, batch_size = steps_of_epoch(len(train), params.train.batch_size)
+    speeds: list[float] = []
+    resident: list[float] = []
+
+    def on_epoch(record: EpochRecord, seconds: float) -> None:
+        speeds.append(n_steps * batch_size / seconds)
+        resident.append(psutil.Process().memory_info().rss / 1e6)
+        print(f"epoch {record.epoch}: {speeds[-1]:,.0f} images/s, {resident[-1]:,.0f} MB", flush=True)
+
+    fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), on_epoch=on_epoch)
+    first, last = statistics.median(speeds[:EACH_END]), statistics.median(speeds[-EACH_END:])
+    write_result(
+        "growth",
+        {
+            "machine": machine(),
+            "n_epochs": N_EPOCHS,
+            "images_per_second": [round(speed) for speed in speeds],
+            f"median_of_first_{EACH_END}": round(first),
+            f"median_of_last_{EACH_END}": round(last),
+            "last_over_first": round(last / first, 3),
+            "megabytes_after_epoch": [round(size) for size in resident],
+            "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What `dvc repro` spends outside of the training steps, at the committed parameters.
+
+    python -m benchmarks.overhead      (about as long as three trainings)
+
+Runs `dvc repro --force` in a copy of the workspace, where raw data and MLflow's store are at hand, after one run
+that warms up, and takes away the seconds that MLflow has for the training steps. Writes
+reports/benchmarks/overhead.json.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, spread, write_result
+from benchmarks.tracking import change_params, copy_workspace, wait_for_background
+from pipeline.params import load_params
+
+REPETITIONS = 2
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_workspace(Path(folder) / "copy")
+        shutil.copytree("data/raw", copy / "data/raw")
+        change_params(copy, train={"n_epochs": 1})
+        repro(copy)
+        change_params(copy, train={"n_epochs": load_params().train.n_epochs})
+        runs = [repro(copy) for _ in range(REPETITIONS)]
+    write_result(
+        "overhead",
+        {
+            "machine": machine(),
+            "n_epochs": load_params().train.n_epochs,
+            "total_seconds": spread([run["total"] for run in runs]),
+            "training_step_seconds": spread([run["steps"] for run in runs]),
+            "outside_seconds": spread([run["total"] - run["steps"] for run in runs]),
+            "stage_seconds": {stage: spread([run["stages"][stage] for run in runs]) for stage in runs[0]["stages"]},
+        },
+    )
+
+
+def repro(folder: Path) -> dict[str, Any]:
+    """One forced run: its seconds, those of its training steps, and those from each stage's start to the next."""
+    import mlflow
+
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    starts: dict[str, float] = {}
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "dvc", "repro", "--force"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.match(r"Running stage '(\w+)'", line):
+                starts[found[1]] = time.perf_counter()
+        ended = time.perf_counter()
+    if process.wait() != 0:
+        sys.exit("error: `dvc repro --force` failed, so nothing can be measured")
+    wait_for_background(folder)
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = (found for found in client.search_experiments() if found.name != "Default")
+    newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    steps = sum(point.value for point in client.get_metric_history(newest.info.run_id, "time/epoch_seconds"))
+    ends = [*list(starts.values())[1:], ended]
+    stages = {stage: end - start for (stage, start), end in zip(starts.items(), ends, strict=True)}
+    result = {"total": ended - started, "steps": steps, "stages": stages}
+    print(result, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

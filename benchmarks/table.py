@@ -1,0 +1,159 @@
+"""The measured speed beside what it must reach, as the page reports/benchmarks/README.md.
+
+    python -m benchmarks.table
+
+Reads the results of the other benchmarks; `make bench` ends with it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+PAGE = RESULTS / "README.md"
+Row = tuple[str, str, str, str]  # of the table: figure, measured, must, aim
+NOT_MEASURED = "not measured"
+
+
+def main() -> None:
+    text = page(RESULTS)
+    PAGE.write_text(text)
+    print(text)
+
+
+def page(folder: Path) -> str:
+    parts = {"throughput": throughput_rows, "quality": quality_rows, "growth": growth_rows, "overhead": overhead_rows}
+    results: dict[str, dict[str, Any]] = {}
+    rows: list[Row] = []
+    for name, rows_of in parts.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            results[name] = json.loads(path.read_text())
+            rows += rows_of(results[name])
+        else:
+            rows.append((f"`python -m benchmarks.{name}`", NOT_MEASURED, "", ""))
+    lines = [
+        "# How fast it is",
+        "",
+        "<!-- `python -m benchmarks.table` writes this page from the JSON files beside it. -->",
+        "",
+        "Every ratio comes from one run in which what is compared took turns: of the medians, and in brackets the",
+        "lowest and the highest of a round. The original's loop is `benchmarks/seed.py`; what each row does is in the",
+        "docstrings of `benchmarks/`.",
+        "",
+        "| figure | measured | must | aim |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *(f"- {name}: {describe(result['machine'])}" for name, result in results.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def describe(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['hardware']} ({machine['cpu_capability']}), {machine['cores']} cores, {machine['threads']} threads, "
+        f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}"
+    )
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    """The lowest and the highest ratio of the rounds, in each of which both were measured."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return f"({min(ratios):.2f}…{max(ratios):.2f})"
+
+
+def throughput_rows(result: dict[str, Any]) -> list[Row]:
+    seconds = {name: values["all"] for name, values in result["epoch_seconds"].items()}
+    fastest = result["fastest_precision"]
+    native = "" if "bfloat16" in seconds else "; this processor has no bfloat16 instructions, so this is float32"
+    rows = [
+        (
+            f"samples/s over the original's loop, 5 layers, bottleneck size 10{native}",
+            f"{result['speedup_over_seed']:.2f}× {ratio(seconds['seed'], seconds[fastest])}",
+            "2.3×",
+            "3×",
+        ),
+        (
+            "the same in float32",
+            f"{result['speedup_over_seed_float32']:.2f}× {ratio(seconds['seed'], seconds['float32'])}",
+            "1.3×",
+            "1.5×",
+        ),
+    ]
+    for precision, share in result["share_of_floor"].items():
+        measured = f"{100 * share:.0f} % {ratio(seconds[f'floor_{precision}'], seconds[precision])}"
+        rows.append((f"share of the floor, the matrix products alone, {precision}", measured, "55 %", "70 %"))
+    measured = f"{result['speedup_over_dataloader']:.2f}× {ratio(seconds['dataloader'], seconds[fastest])}"
+    rows.append((f"samples/s over DataLoader and ToTensor, {fastest}", measured, "4.5×", "6×"))
+    return rows + cuda_rows(result["cuda"])
+
+
+def quality_rows(result: dict[str, Any]) -> list[Row]:
+    rows = []
+    for row in result["time_to_quality"]:
+        n_seeds = len(row["reached"])
+        reached = f"reached with {sum(row['reached'])} of {n_seeds} seeds"
+        rows.append(
+            (
+                f"seconds to the validation MSE of the original after {row['n_epochs']} epochs, {row['n_layers']} "
+                f"layers, bottleneck size {row['bottleneck_size']}, in {row['our_epochs']} epochs",
+                f"{row['median_speedup']:.1f}×, {reached}",
+                "6×",
+                "12×",
+            )
+        )
+    wanted = {2: ("−8 %", "−14 %"), 10: ("−25 %", "−40 %"), 32: ("−25 %", "−40 %")}
+    for row in result["at_equal_epochs"]:
+        size = row["bottleneck_size"]
+        ours, theirs = row["ours_test_mse"], row["original_test_mse"]
+        rows.append(
+            (
+                f"test MSE after {row['n_epochs']} epochs, {row['n_layers']} layers, bottleneck size {size}, "
+                f"mean ± standard deviation of {len(ours['all'])} seeds",
+                f"{ours['mean']:.4f} ± {ours['standard_deviation']:.4f} instead of {theirs['mean']:.4f} ± "
+                f"{theirs['standard_deviation']:.4f}: {row['change_percent']:+.0f} %".replace("-", "−"),
+                *wanted[size],
+            )
+        )
+    return rows
+
+
+def growth_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            f"samples/s of the last 10 of {result['n_epochs']} epochs over those of the first 10 (medians)",
+            f"{result['last_over_first']:.2f}",
+            "0.90…1.10",
+            "",
+        ),
+        (
+            f"peak memory in {result['n_epochs']} epochs; resident after the first and the last",
+            f"{result['peak_megabytes']} MB; {result['megabytes_after_epoch'][0]} and "
+            f"{result['megabytes_after_epoch'][-1]} MB",
+            "1500 MB, not growing",
+            "",
+        ),
+    ]
+
+
+def overhead_rows(result: dict[str, Any]) -> list[Row]:
+    values = result["outside_seconds"]["all"]
+    measured = f"{result['outside_seconds']['median']:.0f} s ({min(values):.0f}…{max(values):.0f})"
+    name = f"`dvc repro` outside of the training steps, {result['n_epochs']} epochs"
+    return [(name, measured, "40 s", "20 s")]
+
+
+def cuda_rows(result: dict[str, Any] | None) -> list[Row]:
+    name = "one CUDA GPU, training steps at the committed parameters, over the original's loop there"
+    if result is None:
+        return [(name, f"{NOT_MEASURED}: no GPU could be had", "5×, under 3 s", "20×, under 1 s")]
+    seconds = min(values["median"] for key, values in result["training_seconds"].items() if key != "seed")
+    measured = f"{result['speedup_over_seed']:.1f}×, {seconds:.2f} s on {result['machine']['hardware']}"
+    return [(name, measured, "5×, under 3 s", "20×, under 1 s")]
+
+
+if __name__ == "__main__":
+    main()
