@@ -4,6 +4,7 @@ There are no defaults and no conversions here: what params.yaml says is what the
 why this module is not among the stages' dependencies in dvc.yaml; DVC tracks the values themselves.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,6 +86,13 @@ class Params(Section):
         }
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-05 for a number, as YAML 1.2 does and DVC writes it; for PyYAML, which reads YAML 1.1, it is text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def load_params(path: Path = PARAMS_PATH) -> Params:
     """Read and validate params.yaml.
 
@@ -93,7 +101,7 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
             problem is listed, as `train.lr: must be greater than 0, got -1`.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing; run this in the repository's root") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

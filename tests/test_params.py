@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
@@ -38,7 +38,7 @@ def test_committed_params_are_valid() -> None:
     ("section", "key", "value", "expected"),
     [
         ("train", "lr", -1, "train.lr: must be greater than 0, got -1"),
-        ("train", "lr", "1e-3", "train.lr: must be a valid number, got '1e-3'"),
+        ("train", "lr", "fast", "train.lr: must be a valid number, got 'fast'"),
         ("train", "lr", float("nan"), "train.lr: must be a finite number, got nan"),
         ("train", "n_epochs", True, "train.n_epochs: must be a valid integer, got True"),
         ("train", "n_epochs", 0, "train.n_epochs: must be greater than or equal to 1, got 0"),
@@ -106,6 +106,17 @@ def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e-05", 1e-05), ("2E-3", 0.002), ("1.0e-05", 1e-05), ("+1e2", 100.0)])
+def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str, value: float) -> None:
+    """`dvc exp run -S train.lr=0.00001` writes 1e-05, which is a number here too; and text is still text."""
+    path = tmp_path / "params.yaml"
+    path.write_text((PROJECT / "params.yaml").read_text().replace("lr: 0.005", f"lr: {text}"))
+    assert load_params(path).train.lr == value
+    path.write_text((PROJECT / "params.yaml").read_text().replace("lr: 0.005", f"lr: x{text}"))
+    with pytest.raises(PipelineError, match=r"train\.lr: must be a valid number"):
+        load_params(path)
+
+
 def test_flat_names_every_value() -> None:
     """`flat` gives each value of each section its dotted name."""
     params = small_params()
@@ -114,6 +125,7 @@ def test_flat_names_every_value() -> None:
     assert len(flat) == sum(len(section) for section in params.model_dump().values())
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     bottleneck_size=st.integers(1, 784),
     hidden_sizes=st.lists(st.integers(1, 2000), max_size=5),
