@@ -10,9 +10,18 @@ import torch
 
 from pipeline import environment
 from pipeline.data import load_split
-from pipeline.training import PRECISIONS
+from pipeline.params import Params, load_params
+from pipeline.training import PRECISIONS, make_deterministic
 
 RESULTS = Path("reports/benchmarks")
+
+
+def committed_params() -> Params:
+    """Those of params.yaml, with its number of threads and deterministic kernels switched on."""
+    params = load_params()
+    assert params.train.threads != "auto", "params.yaml has a number"
+    make_deterministic(params.train.threads)
+    return params
 
 
 def load_pixels(name: str, device: str = "cpu") -> torch.Tensor:

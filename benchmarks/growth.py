@@ -12,19 +12,16 @@ import statistics
 import psutil
 import torch
 
-from benchmarks.common import load_pixels, machine, write_result
+from benchmarks.common import committed_params, load_pixels, machine, write_result
 from pipeline.model import Architecture, AutoEncoder
-from pipeline.params import load_params
-from pipeline.training import EpochRecord, fit, make_deterministic, steps_of_epoch
+from pipeline.training import EpochRecord, fit, steps_of_epoch
 
 N_EPOCHS = 50
 EACH_END = 10
 
 
 def main() -> None:
-    params = load_params()
-    assert params.train.threads != "auto", "params.yaml has a number"
-    make_deterministic(params.train.threads)
+    params = committed_params()
     train, valid = load_pixels("train"), load_pixels("valid")
     torch.manual_seed(params.train.seed)
     model = AutoEncoder(

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import load_pixels, machine, native_precisions, spread, write_result
+from benchmarks.common import committed_params, load_pixels, machine, native_precisions, spread, write_result
 from benchmarks.seed import seed_epoch, seed_network
 from pipeline.model import Architecture, AutoEncoder
-from pipeline.params import Params, load_params
-from pipeline.training import fit, make_deterministic, reconstruction_mse
+from pipeline.params import Params
+from pipeline.training import fit, reconstruction_mse
 
 SEEDS = (0, 1, 2)
 BOTTLENECK_SIZES = (2, 10, 32)
@@ -49,9 +49,7 @@ class Images:
 
 
 def main() -> None:
-    params = load_params()
-    assert params.train.threads != "auto", "params.yaml has a number"
-    make_deterministic(params.train.threads)
+    params = committed_params()
     images = Images()
     at_equal_epochs: list[dict[str, Any]] = []
     to_quality: list[dict[str, Any]] = []

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from benchmarks.common import load_pixels, machine, native_precisions, spread, write_result
+from benchmarks.common import committed_params, load_pixels, machine, native_precisions, spread, write_result
 from benchmarks.seed import BATCH_SIZE, seed_epoch, seed_network
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.params import TrainParams, load_params
 from pipeline.repository import main_root
-from pipeline.training import PRECISIONS, EpochRecord, fit, make_deterministic
+from pipeline.training import PRECISIONS, EpochRecord, fit
 
 ROUNDS = 25
 N_IMAGES = 38 * BATCH_SIZE
@@ -37,9 +37,7 @@ BOTTLENECK_SIZE, N_LAYERS = 10, 5
 
 
 def main() -> None:
-    params = load_params()
-    assert params.train.threads != "auto", "params.yaml has a number"
-    make_deterministic(params.train.threads)
+    committed_params()
     train = load_pixels("train")
     epochs_of_a_round = N_IMAGES / len(train)
     train = train[:N_IMAGES]
