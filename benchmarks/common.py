@@ -11,7 +11,7 @@ import torch
 from pipeline import environment
 from pipeline.data import load_split
 from pipeline.params import Params, load_params
-from pipeline.training import PRECISIONS, make_deterministic
+from pipeline.training import PRECISIONS, has_bfloat16, make_deterministic
 
 RESULTS = Path("reports/benchmarks")
 
@@ -30,9 +30,8 @@ def load_pixels(name: str, device: str = "cpu") -> torch.Tensor:
 
 
 def native_precisions() -> list[str]:
-    """Those that this processor has instructions for; without them bfloat16 takes hundreds of times as long."""
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return list(PRECISIONS) if has_bfloat16 else ["float32"]
+    """Those that this processor has instructions for."""
+    return list(PRECISIONS) if has_bfloat16(torch.device("cpu")) else ["float32"]
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

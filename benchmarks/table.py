@@ -34,7 +34,7 @@ def page(folder: Path) -> str:
         else:
             rows.append((f"`python -m benchmarks.{name}`", NOT_MEASURED, "", ""))
     lines = [
-        "# How fast it is",
+        "# How fast it is, and how good",
         "",
         "<!-- `python -m benchmarks.table` writes this page from the JSON files beside it. -->",
         "",
@@ -46,6 +46,7 @@ def page(folder: Path) -> str:
         "|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
+        *recipe_lines(folder / "recipe.json"),
         *(f"- {name}: {describe(result['machine'])}" for name, result in results.items()),
         "",
     ]
@@ -118,6 +119,19 @@ def quality_rows(result: dict[str, Any]) -> list[Row]:
                 *wanted[size],
             )
         )
+    if "precisions" in result:
+        row = result["precisions"]
+        how = "" if result["precision"] == "bfloat16" else ", products rounded as by bfloat16 instructions"
+        rows.append(
+            (
+                f"test MSE in bfloat16 instead of float32, {row['n_epochs']} epochs, {row['n_layers']} layers, "
+                f"bottleneck size {row['bottleneck_size']}, means of {len(row['bfloat16_test_mse']['all'])} seeds{how}",
+                f"{row['bfloat16_test_mse']['mean']:.5f} instead of {row['float32_test_mse']['mean']:.5f}: "
+                f"{row['change_percent']:+.1f} %".replace("-", "−"),
+                "within 1 %",
+                "",
+            )
+        )
     return rows
 
 
@@ -143,7 +157,32 @@ def overhead_rows(result: dict[str, Any]) -> list[Row]:
     values = result["outside_seconds"]["all"]
     measured = f"{result['outside_seconds']['median']:.0f} s ({min(values):.0f}…{max(values):.0f})"
     name = f"`dvc repro` outside of the training steps, {result['n_epochs']} epochs"
-    return [(name, measured, "40 s", "20 s")]
+    once = result["outside_seconds_with_one_epoch"]["median"] - result["outside_seconds_per_epoch"]
+    each = f"{result['outside_seconds_per_epoch']:.1f} s an epoch, for validation and checkpoint"
+    return [(name, f"{measured}: {once:.0f} s once, {each}", "40 s", "20 s")]
+
+
+def recipe_lines(path: Path) -> list[str]:
+    """What the parameters of the training make of the validation MSE, each changed alone."""
+    if not path.is_file():
+        return [f"`python -m benchmarks.recipe`: {NOT_MEASURED}.", ""]
+    result = json.loads(path.read_text())
+    committed = result["rows"][0]["valid_mse"]
+    return [
+        f"Validation MSE after {result['n_epochs']} epochs, {result['n_layers']} layers, bottleneck size "
+        f"{result['bottleneck_size']}, seed {result['seed']}, each time the lowest of an epoch:",
+        "",
+        "| parameters | validation MSE | | seconds |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['changes']} | {row['valid_mse']:.5f} | "
+            f"{100 * (row['valid_mse'] / committed - 1):+.1f} % | {row['seconds']:.0f} |".replace("-", "−")
+            for row in result["rows"]
+        ),
+        "",
+        f"- recipe: {describe(result['machine'])}",
+        "",
+    ]
 
 
 def cuda_rows(result: dict[str, Any] | None) -> list[Row]:

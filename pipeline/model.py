@@ -1,4 +1,4 @@
-"""The symmetric autoencoder: Linear → BatchNorm1d → ReLU or Linear → ReLU → Dropout blocks, mirrored in the decoder."""
+"""The symmetric autoencoder: blocks of Linear, ReLU and BatchNorm1d or Dropout, mirrored in the decoder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -62,10 +62,13 @@ class AutoEncoder(nn.Module):
     def _half(self, widths: tuple[int, ...]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths[:-1]):
-            if self.architecture.regularizer == "batch_norm":  # which has a bias of its own
-                layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
-            else:
-                layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(self.architecture.dropout_p)]
+            match self.architecture.regularizer:
+                case "batch_norm":  # which has a bias of its own
+                    layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
+                case "batch_norm_after_relu":
+                    layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.BatchNorm1d(width_out)]
+                case _:
+                    layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(self.architecture.dropout_p)]
         return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class ModelParams(Section):
     bottleneck_size: Annotated[int, Field(ge=1, le=N_PIXELS)]
     n_layers: Annotated[int, Field(ge=1, le=100)] | None
     hidden_sizes: list[Annotated[int, Field(ge=1)]] | None
-    regularizer: Literal["batch_norm", "dropout"]
+    regularizer: Literal["batch_norm", "batch_norm_after_relu", "dropout"]
     dropout_p: Annotated[float, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")
@@ -57,7 +57,10 @@ class TrainParams(Section):
     n_epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)]
     lr: Annotated[float, Field(gt=0)]
-    precision: Literal["float32", "bfloat16"]
+    schedule: Literal["one_cycle", "constant"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["auto", "float32", "bfloat16"]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
     threads: Annotated[int, Field(ge=1)] | Literal["auto"]
 

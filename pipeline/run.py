@@ -2,15 +2,17 @@
 
     python -m pipeline.run
 
-It is `dvc repro` with two additions: where no MNIST mirror can be reached it runs the same pipeline
-on scikit-learn's digits, as an explicit parameter change that `git diff` shows; and after it MLflow
-holds a run for the results also where DVC took them from its cache (`pipeline.sync`).
+It is `dvc repro` with three additions: where no MNIST mirror can be reached it runs the same pipeline
+on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
+holds a run for the results also where DVC took them from its cache (`pipeline.sync`); and a lock file
+that a killed DVC left half written does not stop it.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from pipeline import dvcfiles, sources, tracking
@@ -21,10 +23,12 @@ from pipeline.repository import main_root
 from pipeline.sync import sync
 
 METRICS_PATH = Path("reports/evaluate.json")
+RWLOCK_PATH = Path(".dvc/tmp/rwlock")
 
 
 def main() -> None:
     params = load_params()
+    remove_half_written_rwlock(Path())
     if params.data.dataset == "mnist" and mnist_is_out_of_reach():
         print(
             "MNIST cannot be reached: no mirror answers (MNIST_MIRROR names another one). "
@@ -39,6 +43,20 @@ def main() -> None:
         except PipelineError as error:  # the results do not depend on a store
             print(f"warning: {error}", file=sys.stderr)
     print_results()
+
+
+def remove_half_written_rwlock(root: Path) -> None:
+    """Delete the list of DVC's running processes if a kill left it empty: every later `dvc repro` would refuse it.
+
+    DVC writes it in place, in less time than this waits (https://github.com/treeverse/dvc/issues/7615).
+    """
+    path = root / RWLOCK_PATH
+    for _ in range(2):
+        if not path.is_file() or path.stat().st_size > 0:
+            return
+        time.sleep(0.5)
+    path.unlink(missing_ok=True)
+    print(f"{RWLOCK_PATH} was left half written when DVC was killed; deleted", file=sys.stderr)
 
 
 def mnist_is_out_of_reach() -> bool:

@@ -22,7 +22,15 @@ from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress, announce_dataset
 from pipeline.repository import main_root
-from pipeline.training import EpochRecord, TrainingState, fit, make_deterministic, resolve_device, steps_of_epoch
+from pipeline.training import (
+    EpochRecord,
+    TrainingState,
+    fit,
+    make_deterministic,
+    resolve_device,
+    resolve_precision,
+    steps_of_epoch,
+)
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
@@ -38,6 +46,8 @@ def main() -> None:
     device = resolve_device(params.train.device)
     if params.train.device == "auto":
         print(f"train.device: auto chose {device}")
+    if params.train.precision == "auto":
+        print(f"train.precision: auto chose {str(resolve_precision('auto', device)).removeprefix('torch.')}")
 
     train = torch.from_numpy(load_split(TRAIN_PATH).pixels()).to(device)
     valid = torch.from_numpy(load_split(VALID_PATH).pixels()).to(device)

@@ -63,7 +63,7 @@ def fit(
     on_state: Callable[[TrainingState], object] = lambda _: None,
     state: TrainingState | None = None,
 ) -> FitResult:
-    """Minimise the reconstruction MSE by Adam with a one-cycle rate; keep the weights of the best validation epoch.
+    """Minimise the reconstruction MSE by AdamW, and keep the weights of the best validation epoch.
 
     Started from any of the states that it tells, it returns the very bits that it would have returned.
 
@@ -80,7 +80,7 @@ def fit(
         PipelineError: a loss is not finite; the message names the epoch.
     """
     n_steps, batch_size = steps_of_epoch(len(train), params.batch_size)
-    step = TrainingStep(model, train, batch_size, PRECISIONS[params.precision])
+    step = TrainingStep(model, train, batch_size, params)
     history: list[EpochRecord] = []
     best_mse, best_epoch, weights = math.inf, 0, {}
     if state is not None:
@@ -89,7 +89,6 @@ def fit(
         history = list(state.result.history)
         best_epoch, weights = state.result.best_epoch, state.result.weights
         best_mse = history[best_epoch - 1].valid_mse
-    model.train()
     if train.is_cuda:
         step.capture()
     for epoch in range(len(history) + 1, params.n_epochs + 1):
@@ -100,7 +99,7 @@ def fit(
         model.train()
         started = time.perf_counter()
         for number, batch in enumerate(batches, start=(epoch - 1) * n_steps):
-            lr = params.lr * one_cycle(number / (params.n_epochs * n_steps))
+            lr = params.lr * SCHEDULES[params.schedule](number / (params.n_epochs * n_steps))
             step(batch, lr)
             on_batch(batch_size)
         train_mse, grad_norm = (total / n_steps for total in step.take_totals())  # waits for the device
@@ -147,22 +146,35 @@ def one_cycle(progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - rise) / (1 - rise))) / 2
 
 
-class TrainingStep:
-    """One step of Adam, in which nothing waits for the device, nor depends on a value or changes its shape.
+SCHEDULES: dict[str, Callable[[float], float]] = {"one_cycle": one_cycle, "constant": lambda _: 1.0}
 
-    So a GPU can replay it as one CUDA graph, instead of waiting for Python to launch some hundred kernels.
+
+class TrainingStep:
+    """One step of AdamW, in which nothing waits for the device, nor depends on a value or changes its shape.
+
+    A GPU can replay it as one CUDA graph, instead of waiting for Python to launch some hundred kernels.
     """
 
-    def __init__(self, model: nn.Module, train: torch.Tensor, batch_size: int, precision: torch.dtype):
+    def __init__(self, model: nn.Module, train: torch.Tensor, batch_size: int, params: "TrainParams"):
         self._model = model
         self._train = train
+        precision = resolve_precision(params.precision, train.device)
         self._autocast = torch.autocast(train.device.type, precision, enabled=precision != torch.float32)
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=1.0, fused=True, capturable=train.is_cuda)
+        # Decay is for matrices: biases and what normalises set a scale that nothing else could restore.
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=1.0,
+            betas=(0.9, params.adam_beta2),
+            fused=True,
+            capturable=train.is_cuda,
+        )
         # What a step reads and writes stays where it is.
         self._batch = torch.zeros(batch_size, dtype=torch.int64, device=train.device)
         self._lr = torch.zeros((), device=train.device)
         self._totals = torch.zeros(2, device=train.device)  # of the losses and of the gradients' norms
-        self._optimizer.param_groups[0]["lr"] = self._lr  # a tensor, for each step has its own
+        self._share_lr()
         self._run: Callable[[], None] = self._train_on_batch
 
     def __call__(self, batch: torch.Tensor, lr: float) -> None:
@@ -183,6 +195,7 @@ class TrainingStep:
 
     def capture(self) -> None:
         """Record the step as a CUDA graph, which each call then replays; weights and optimizer stay as they are."""
+        self._model.train()
         weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         moments = {
             parameter: {name: tensor.clone() for name, tensor in values.items()}
@@ -222,11 +235,16 @@ class TrainingStep:
 
     def load_optimizer_state(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
-        self._optimizer.param_groups[0]["lr"] = self._lr
+        self._share_lr()
+
+    def _share_lr(self) -> None:
+        """Give both groups the tensor that each step fills with its own learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr
 
 
 @torch.no_grad()
-def reconstruction_mse(model: nn.Module, images: torch.Tensor, batch_size: int = 4096) -> float:
+def reconstruction_mse(model: nn.Module, images: torch.Tensor, batch_size: int = 1024) -> float:
     """Mean over images and pixels of (reconstruction − image)², in evaluation mode; images [n, 784]."""
     model.eval()
     total = sum(F.mse_loss(model(batch), batch, reduction="sum").item() for batch in images.split(batch_size))
@@ -259,6 +277,21 @@ def resolve_device(name: str) -> torch.device:
         here = ["cpu", *(f"cuda:{index}" for index in range(n_gpus)), *(["mps"] if has_mps else [])]
         raise PipelineError(f"train.device: {name} is not on this machine, which has {', '.join(here)}")
     return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of the training's matrix products; `auto` is bfloat16 where the device has instructions for it."""
+    if name == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return PRECISIONS[name]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is fast there. A processor without instructions for it takes hundreds of times as long."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_deterministic(threads: int | None) -> None:

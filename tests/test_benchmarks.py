@@ -2,16 +2,25 @@
 
 import copy
 import json
+import re
+import statistics
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from benchmarks import table, throughput
+from benchmarks import recipe, table, throughput
+from benchmarks.quality import EmulatedBfloat16
 from benchmarks.seed import seed_epoch, seed_network
-from tests.helpers import PROJECT, random_split
+from pipeline.model import Architecture, AutoEncoder
+from pipeline.params import load_params
+from pipeline.training import epoch_seed, fit
+from tests.helpers import PROJECT, random_split, small_params
 
 RESULTS = PROJECT / "reports/benchmarks"
 
@@ -36,6 +45,25 @@ def test_the_original_loop_trains_as_a_plain_one() -> None:
         plain.append(loss.item())
     assert len(losses) == 20
     assert losses == pytest.approx(plain, rel=1e-4)
+
+
+def test_the_originals_experiment_is_one_command_away() -> None:
+    """With those of the README's command, fit trains the original's network as the original's loop does."""
+    (command,) = re.findall(r"^dvc exp run .*constant.*\\\n.*$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    changes = {key.replace(".", "__"): yaml.safe_load(value) for key, value in re.findall(r"-S (\S+)=(\S+)", command)}
+    params = small_params(**changes, model__n_layers=3, train__batch_size=256, train__n_epochs=2)
+    images = torch.from_numpy(random_split(4 * 256).pixels())
+    model = AutoEncoder(Architecture.from_params(params.model))
+    original = seed_network(params.model.bottleneck_size, 3)
+    for ours, theirs in zip(model.state_dict().values(), original.state_dict().values(), strict=True):
+        theirs.copy_(ours)
+    optimizer = torch.optim.Adam(original.parameters())
+    losses = []
+    for epoch in (1, 2):
+        torch.manual_seed(epoch_seed(params.train.seed, epoch))
+        losses.append(statistics.mean(seed_epoch(original, optimizer, images)))
+    history = fit(model, images, images, params.train).history
+    assert [record.train_mse for record in history] == pytest.approx(losses, rel=1e-3)
 
 
 def test_the_original_network_has_this_ones_layers() -> None:
@@ -66,6 +94,44 @@ def test_the_floor_counts_every_matrix_product(monkeypatch: pytest.MonkeyPatch) 
     model = seed_network(throughput.BOTTLENECK_SIZE, throughput.N_LAYERS)
     weights = [layer.weight.numel() for layer in model if isinstance(layer, nn.Linear)]
     assert operations == 2 * 256 * (3 * sum(weights) - weights[0])
+
+
+class Products(TorchDispatchMode):
+    """The types of the operands of the matrix products inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.__name__:
+            self.types |= {tensor.dtype for tensor in args}
+        return func(*args, **(kwargs or {}))
+
+
+def test_bfloat16_is_emulated_as_it_is_computed() -> None:
+    """Products in float32, forward and backward; gradients within two roundings of PyTorch's own bfloat16."""
+    model = AutoEncoder(Architecture.from_params(small_params().model))
+    images = torch.from_numpy(random_split(64).pixels())
+    gradients, types = [], []
+    for emulation in (EmulatedBfloat16(), nullcontext()):
+        with Products() as products, emulation:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = torch.nn.functional.mse_loss(model(images), images)
+            model.zero_grad()
+            loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        types.append(products.types)
+    assert types == [{torch.float32}, {torch.bfloat16}]
+    assert (gradients[0] - gradients[1]).norm() <= 2**-7 * gradients[1].norm()
+
+
+def test_the_recipes_changes_are_parameters() -> None:
+    """Each is valid, and changes what it says."""
+    committed = load_params(PROJECT / "params.yaml")
+    for changes in recipe.CHANGES:
+        flat = recipe.changed(committed, recipe.BASE | changes).flat()
+        assert (recipe.BASE | changes).items() <= flat.items()
 
 
 def test_the_page_is_that_of_the_measurements() -> None:

@@ -44,10 +44,14 @@ def test_hidden_sizes_replace_the_line() -> None:
 
 @pytest.mark.parametrize(
     ("regularizer", "block"),
-    [("batch_norm", [nn.Linear, nn.BatchNorm1d, nn.ReLU]), ("dropout", [nn.Linear, nn.ReLU, nn.Dropout])],
+    [
+        ("batch_norm", [nn.Linear, nn.BatchNorm1d, nn.ReLU]),
+        ("batch_norm_after_relu", [nn.Linear, nn.ReLU, nn.BatchNorm1d]),
+        ("dropout", [nn.Linear, nn.ReLU, nn.Dropout]),
+    ],
 )
 def test_the_regularizer_reaches_every_block(regularizer: str, block: list[type[nn.Module]]) -> None:
-    """Each block is Linear → BatchNorm → ReLU or Linear → ReLU → Dropout, with the chosen probability."""
+    """Its layer stands where the README says, in every block of both halves, and has the chosen probability."""
     params = small_params(model__regularizer=regularizer, model__dropout_p=0.37, model__n_layers=3)
     model = AutoEncoder(Architecture.from_params(params.model))
     for half in (model.encoder, model.decoder):

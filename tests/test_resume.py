@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from pipeline import checkpoint, delivery, dvcfiles
 from pipeline.checkpoint import FOLDER
 from pipeline.journal import journals
+from pipeline.run import remove_half_written_rwlock
 from tests.helpers import (
     copy_project,
     environment,
@@ -158,8 +159,10 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     else:
         until((here / MODEL).exists)
         time.sleep(choose.uniform(0, 0.5))
+    assert dvc.poll() is None, log.read_text()
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
+    remove_half_written_rwlock(here)
     was_saving = has("new")
     print(f"{moment}: {before} epochs before, {saved_epochs(here)} after{', while saving' * was_saving}", flush=True)
     if before and has_begun():

@@ -46,6 +46,16 @@ def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path,
     assert git(fresh, "diff", "params.yaml") == ""
 
 
+def test_a_lock_file_that_a_killed_dvc_left_empty_is_no_obstacle(project: Path) -> None:
+    """Plain `dvc repro` refuses it, `make run` deletes it and says so; one with content is DVC's own affair."""
+    rwlock = project / ".dvc/tmp/rwlock"
+    rwlock.write_text("")
+    assert "JSON structure is corrupted" in run(project, "dvc", "repro", ok=False).stderr
+    assert "rwlock was left half written when DVC was killed; deleted" in run(project, "pipeline.run").stderr
+    rwlock.write_text("{}")
+    assert "rwlock" not in run(project, "pipeline.run").stderr
+
+
 def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> None:
     """The parameters are checked first, so that the last results stay where they are."""
     path = project / "params.yaml"

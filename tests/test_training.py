@@ -2,6 +2,7 @@
 
 import copy
 import math
+import platform
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import MagicMock
@@ -25,6 +26,7 @@ from pipeline.training import (
     one_cycle,
     reconstruction_mse,
     resolve_device,
+    resolve_precision,
     steps_of_epoch,
 )
 from tests.helpers import random_split, small_params
@@ -188,7 +190,9 @@ def test_a_step_can_be_captured(precision: str, regularizer: str) -> None:
     """No step waits for a value or a shape: it runs on tensors that have none, as a CUDA graph's recording does."""
     shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step = TrainingStep(AutoEncoder(shape), torch.rand(130, 784), 64, PRECISIONS[precision])
+        step = TrainingStep(
+            AutoEncoder(shape), torch.rand(130, 784), 64, small_params(train__precision=precision).train
+        )
         for _ in range(2):
             step(torch.zeros(64, dtype=torch.int64), 0.01)
         with pytest.raises(DataDependentOutputException):
@@ -221,7 +225,7 @@ def test_recording_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, steps_before
     for captured in (False, True):
         torch.manual_seed(0)
         model = AutoEncoder(shape)
-        step = TrainingStep(model, TRAIN, 64, torch.float32)
+        step = TrainingStep(model, TRAIN, 64, small_params().train)
         recorded.step = step._train_on_batch
         for number in range(steps_before):
             step(torch.arange(64) + number, 0.01)
@@ -281,6 +285,58 @@ def test_a_device_that_does_not_exist(name: str) -> None:
         pytest.skip("this machine has such a device")
     with pytest.raises(PipelineError, match=rf"train\.device: {name} is not on this machine, which has cpu"):
         resolve_device(name)
+
+
+def test_a_constant_rate() -> None:
+    """train.schedule=constant keeps train.lr in every epoch."""
+    _, result = train(train__n_epochs=3, train__lr=0.01, train__schedule="constant")
+    assert [record.lr for record in result.history] == [0.01] * 3
+
+
+def test_weight_decay_takes_its_share_of_the_rate() -> None:
+    """Matrices without a gradient shrink by rate × decay in each step, as AdamW's decoupled decay does; biases stay."""
+    layer, zero = torch.nn.Linear(784, 784), torch.nn.Linear(784, 784)
+    for parameter in zero.parameters():
+        torch.nn.init.zeros_(parameter).requires_grad_(False)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    model = torch.nn.Sequential(layer, zero)  # no gradient comes through `zero`
+    step = TrainingStep(model, torch.zeros(64, 784), 64, small_params(train__weight_decay=0.5).train)
+    for _ in range(2):
+        step(torch.arange(64), 0.1)
+    torch.testing.assert_close(layer.weight.detach(), weight * (1 - 0.1 * 0.5) ** 2)
+    torch.testing.assert_close(layer.bias.detach(), bias)
+
+
+@pytest.mark.parametrize("beta2", [0.5, 0.999])
+def test_the_optimizer_is_adam_with_that_beta(beta2: float) -> None:
+    """Three steps without decay are those of torch's Adam."""
+    params = small_params(train__weight_decay=0.0, train__adam_beta2=beta2).train
+    model, twin = torch.nn.Linear(784, 784), torch.nn.Linear(784, 784)
+    twin.load_state_dict(model.state_dict())
+    step, optimizer = TrainingStep(model, TRAIN, 64, params), torch.optim.Adam(twin.parameters(), 0.01, (0.9, beta2))
+    for number in range(3):
+        batch = torch.arange(number, number + 64)
+        step(batch, 0.01)
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(twin(TRAIN[batch]), TRAIN[batch]).backward()
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+def test_auto_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processor's instructions; a precision that is named is taken as it is."""
+    cpu = torch.device("cpu")
+    assert {"avx512_bf16", "amx_bf16"} <= torch.cpu.get_capabilities().keys() or platform.machine() != "x86_64"
+    for capabilities, expected in [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"architecture": "another"}, torch.float32),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert resolve_precision("auto", cpu) is expected
+        assert resolve_precision("float32", cpu) is torch.float32
+        assert resolve_precision("bfloat16", cpu) is torch.bfloat16
 
 
 def test_auto_takes_what_is_there() -> None:

@@ -189,7 +189,7 @@ def test_another_environment_and_another_code_are_told_apart(committed: Path) ->
     assert "test.mse" in printed
 
     module = committed / "pipeline/training.py"
-    module.write_text(module.read_text().replace("lr = params.lr * one_cycle", "lr = params.lr * 30 * one_cycle"))
+    module.write_text(module.read_text().replace("lr = params.lr * ", "lr = params.lr * 30 * "))
     git(committed, "commit", "-q", "-a", "-m", "other code, old results")
     printed = verified(committed, 1)
     assert "could not be reproduced" in printed
