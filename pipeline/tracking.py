@@ -37,7 +37,7 @@ HISTORY_PATH = "reports/history.csv"
 # Where the history's columns do not name their chart section themselves, it is `train`.
 METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
 # How long a stage's end waits for a server to answer at all, for each answer of a server, and in all.
-ANSWER_SECONDS = 1.5
+ANSWER_SECONDS = 1.0
 PATIENCE_SECONDS = 3.0
 LONGEST_WAIT_SECONDS = 60.0
 

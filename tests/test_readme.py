@@ -64,18 +64,21 @@ def test_the_speed_is_what_was_measured() -> None:
     """The README's table has the medians of reports/benchmarks/throughput.json."""
     measured = json.loads((PROJECT / "reports/benchmarks/throughput.json").read_text())
     median = {name: values["median"] for name, values in measured["epoch_seconds"].items()}
+    ours = {precision: median[precision] for precision in ("float32", "bfloat16")}
+    loops = {"the original's loop": "seed", "DataLoader and ToTensor, as PyTorch's examples": "dataloader"}
     assert table_rows("How fast it is") == [
-        ["the original's loop", f"{median['seed']:.1f} s", f"{median['seed'] / median['float32']:.2f}× as fast"],
-        [
-            "DataLoader and ToTensor, as PyTorch's examples",
-            f"{median['dataloader']:.1f} s",
-            f"{median['dataloader'] / median['float32']:.2f}× as fast",
-        ],
-        ["this project", f"{median['float32']:.1f} s", ""],
+        ["this project", "", *(f"{seconds:.1f} s" for seconds in ours.values())],
+        *(
+            [name, f"{median[loop]:.1f} s", *(f"{median[loop] / seconds:.2f}× as fast" for seconds in ours.values())]
+            for name, loop in loops.items()
+        ),
         [
             "the matrix products alone",
-            f"{median['floor_float32']:.1f} s",
-            f"at {100 * median['floor_float32'] / median['float32']:.0f} % of this floor",
+            "",
+            *(
+                f"{median[f'floor_{precision}']:.1f} s: {100 * median[f'floor_{precision}'] / seconds:.0f} % of the time"
+                for precision, seconds in ours.items()
+            ),
         ],
     ]
 
