@@ -23,7 +23,13 @@ def main() -> None:
 
 
 def page(folder: Path) -> str:
-    parts = {"throughput": throughput_rows, "quality": quality_rows, "growth": growth_rows, "overhead": overhead_rows}
+    parts = {
+        "throughput": throughput_rows,
+        "time_to_quality": time_to_quality_rows,
+        "quality": quality_rows,
+        "growth": growth_rows,
+        "overhead": overhead_rows,
+    }
     results: dict[str, dict[str, Any]] = {}
     rows: list[Row] = []
     for name, rows_of in parts.items():
@@ -92,9 +98,9 @@ def throughput_rows(result: dict[str, Any]) -> list[Row]:
     return rows + cuda_rows(result["cuda"])
 
 
-def quality_rows(result: dict[str, Any]) -> list[Row]:
+def time_to_quality_rows(result: dict[str, Any]) -> list[Row]:
     rows = []
-    for row in result["time_to_quality"]:
+    for row in result["rows"]:
         n_seeds = len(row["reached"])
         reached = f"reached with {sum(row['reached'])} of {n_seeds} seeds"
         rows.append(
@@ -106,6 +112,11 @@ def quality_rows(result: dict[str, Any]) -> list[Row]:
                 "12×",
             )
         )
+    return rows
+
+
+def quality_rows(result: dict[str, Any]) -> list[Row]:
+    rows = []
     wanted = {2: ("−8 %", "−14 %"), 10: ("−25 %", "−40 %"), 32: ("−25 %", "−40 %")}
     for row in result["at_equal_epochs"]:
         size = row["bottleneck_size"]

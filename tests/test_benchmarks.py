@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from benchmarks import recipe, table, throughput
+from benchmarks import quality, recipe, table, throughput
 from benchmarks.quality import EmulatedBfloat16
 from benchmarks.seed import seed_epoch, seed_network
 from pipeline.model import Architecture, AutoEncoder
@@ -132,6 +132,10 @@ def test_the_recipes_changes_are_parameters() -> None:
     for changes in recipe.CHANGES:
         flat = recipe.changed(committed, recipe.BASE | changes).flat()
         assert (recipe.BASE | changes).items() <= flat.items()
+    rows = json.loads((RESULTS / "recipe.json").read_text())["rows"]
+    assert len(rows) == len(recipe.CHANGES)
+    for row, changes in zip(rows, recipe.CHANGES, strict=True):
+        assert all(f"`{key}={value}`" in row["changes"] for key, value in changes.items())
 
 
 def test_the_page_is_that_of_the_measurements() -> None:
@@ -144,3 +148,16 @@ def test_the_speed_was_measured_in_rounds() -> None:
     speed = json.loads((RESULTS / "throughput.json").read_text())
     assert {len(values["all"]) for values in speed["epoch_seconds"].values()} == {throughput.ROUNDS}
     assert {"hardware", "cpu_capability", "cores", "threads", "torch"} <= speed["machine"].keys()
+
+
+def test_the_quality_was_measured_with_all_seeds() -> None:
+    """The means are those of as many trainings as there are seeds, of both loops and for each bottleneck size."""
+    measured = json.loads((RESULTS / "quality.json").read_text())
+    rows = {row["bottleneck_size"]: row for row in measured["at_equal_epochs"]}
+    assert tuple(rows) == quality.BOTTLENECK_SIZES
+    for row in rows.values():
+        for each in (row["original_test_mse"], row["ours_test_mse"]):
+            assert len(set(each["all"])) == len(quality.SEEDS)
+            assert each["mean"] == pytest.approx(statistics.mean(each["all"]), abs=1e-5)
+        change = 100 * (row["ours_test_mse"]["mean"] / row["original_test_mse"]["mean"] - 1)
+        assert row["change_percent"] == pytest.approx(change, abs=0.1)
