@@ -19,16 +19,9 @@ from pipeline.training import fit
 BASE = {"model.bottleneck_size": 10, "model.n_layers": 5, "train.n_epochs": 10}
 CHANGES: list[dict[str, Any]] = [
     {},
-    {
-        "model.regularizer": "batch_norm_after_relu",
-        "train.schedule": "constant",
-        "train.lr": 0.001,
-        "train.weight_decay": 0.0,
-        "train.adam_beta2": 0.999,
-    },
+    {"train.schedule": "constant", "train.lr": 0.001, "train.weight_decay": 0.0, "train.adam_beta2": 0.999},
     {"train.schedule": "constant", "train.lr": 0.001},
     {"train.schedule": "constant"},
-    {"model.regularizer": "batch_norm_after_relu"},
     {"model.regularizer": "dropout", "model.dropout_p": 0.0, "train.lr": 0.001},
     {"train.lr": 0.0025},
     {"train.lr": 0.01},

@@ -130,19 +130,29 @@ def quality_rows(result: dict[str, Any]) -> list[Row]:
                 *wanted[size],
             )
         )
-    if "precisions" in result:
-        row = result["precisions"]
-        how = "" if result["precision"] == "bfloat16" else ", products rounded as by bfloat16 instructions"
-        rows.append(
-            (
-                f"test MSE in bfloat16 instead of float32, {row['n_epochs']} epochs, {row['n_layers']} layers, "
-                f"bottleneck size {row['bottleneck_size']}, means of {len(row['bfloat16_test_mse']['all'])} seeds{how}",
-                f"{row['bfloat16_test_mse']['mean']:.5f} instead of {row['float32_test_mse']['mean']:.5f}: "
-                f"{row['change_percent']:+.1f} %".replace("-", "−"),
-                "within 1 %",
-                "",
-            )
+    row = result["precisions"]
+    how = "" if result["precision"] == "bfloat16" else ", products rounded as by bfloat16 instructions"
+    rows.append(
+        (
+            f"test MSE in bfloat16 instead of float32, {row['n_epochs']} epochs, {row['n_layers']} layers, "
+            f"bottleneck size {row['bottleneck_size']}, means of {len(row['bfloat16_test_mse']['all'])} seeds{how}",
+            f"{row['bfloat16_test_mse']['mean']:.5f} instead of {row['float32_test_mse']['mean']:.5f}: "
+            f"{row['change_percent']:+.1f} %".replace("-", "−"),
+            "within 1 %",
+            "",
         )
+    )
+    committed = result["committed_experiment"]
+    values = committed["test_mse"]
+    rows.append(
+        (
+            f"test MSE of the committed experiment, {committed['n_epochs']} epochs, {committed['n_layers']} layers, "
+            f"bottleneck size {committed['bottleneck_size']}, mean ± standard deviation of {len(values['all'])} seeds",
+            f"{values['mean']:.4f} ± {values['standard_deviation']:.4f}",
+            "",
+            "",
+        )
+    )
     return rows
 
 

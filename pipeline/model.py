@@ -1,4 +1,4 @@
-"""The symmetric autoencoder: blocks of Linear, ReLU and BatchNorm1d or Dropout, mirrored in the decoder."""
+"""The symmetric autoencoder: Linear → ReLU → BatchNorm1d or Dropout blocks, mirrored in the decoder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -62,13 +62,9 @@ class AutoEncoder(nn.Module):
     def _half(self, widths: tuple[int, ...]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths[:-1]):
-            match self.architecture.regularizer:
-                case "batch_norm":  # which has a bias of its own
-                    layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
-                case "batch_norm_after_relu":
-                    layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.BatchNorm1d(width_out)]
-                case _:
-                    layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(self.architecture.dropout_p)]
+            batch_norm = self.architecture.regularizer == "batch_norm"
+            regularizer = nn.BatchNorm1d(width_out) if batch_norm else nn.Dropout(self.architecture.dropout_p)
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), regularizer]
         return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class ModelParams(Section):
     bottleneck_size: Annotated[int, Field(ge=1, le=N_PIXELS)]
     n_layers: Annotated[int, Field(ge=1, le=100)] | None
     hidden_sizes: list[Annotated[int, Field(ge=1)]] | None
-    regularizer: Literal["batch_norm", "batch_norm_after_relu", "dropout"]
+    regularizer: Literal["batch_norm", "dropout"]
     dropout_p: Annotated[float, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")

@@ -48,10 +48,10 @@ def test_the_original_loop_trains_as_a_plain_one() -> None:
 
 
 def test_the_originals_experiment_is_one_command_away() -> None:
-    """With those of the README's command, fit trains the original's network as the original's loop does."""
+    """With the parameters of the README's command, fit trains as the original's loop does."""
     (command,) = re.findall(r"^dvc exp run .*constant.*\\\n.*$", (PROJECT / "README.md").read_text(), re.MULTILINE)
     changes = {key.replace(".", "__"): yaml.safe_load(value) for key, value in re.findall(r"-S (\S+)=(\S+)", command)}
-    params = small_params(**changes, model__n_layers=3, train__batch_size=256, train__n_epochs=2)
+    params = small_params(**changes | {"model__n_layers": 3}, train__batch_size=256, train__n_epochs=2)
     images = torch.from_numpy(random_split(4 * 256).pixels())
     model = AutoEncoder(Architecture.from_params(params.model))
     original = seed_network(params.model.bottleneck_size, 3)

@@ -31,7 +31,7 @@ def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 def state() -> TrainingState:
     """Of a training whose best epoch was not its last."""
     states: list[TrainingState] = []
-    params = small_params(train__n_epochs=12, train__lr=0.05)
+    params = small_params(train__n_epochs=12, train__lr=0.5, train__schedule="constant")
     torch.manual_seed(0)
     fit(AutoEncoder(Architecture.from_params(params.model)), TRAIN, VALID, params.train, on_state=states.append)
     assert states[-1].result.best_epoch < len(states)
