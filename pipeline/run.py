@@ -4,8 +4,8 @@
 
 It is `dvc repro` with three additions: where no MNIST mirror can be reached it runs the same pipeline
 on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
-holds a run for the results also where DVC took them from its cache (`pipeline.sync`); and a lock file
-that a killed DVC left half written does not stop it.
+holds a run for the results also where DVC took them from its cache (`pipeline.sync`); and lock files
+that a killed DVC left empty do not stop it.
 """
 
 import json
@@ -24,11 +24,12 @@ from pipeline.sync import sync
 
 METRICS_PATH = Path("reports/evaluate.json")
 RWLOCK_PATH = Path(".dvc/tmp/rwlock")
+LOCK_PATH = Path("dvc.lock")
 
 
 def main() -> None:
     params = load_params()
-    remove_half_written_rwlock(Path())
+    mend_emptied_locks(Path())
     if params.data.dataset == "mnist" and mnist_is_out_of_reach():
         print(
             "MNIST cannot be reached: no mirror answers (MNIST_MIRROR names another one). "
@@ -45,18 +46,29 @@ def main() -> None:
     print_results()
 
 
-def remove_half_written_rwlock(root: Path) -> None:
-    """Delete the list of DVC's running processes if a kill left it empty: every later `dvc repro` would refuse it.
+def mend_emptied_locks(root: Path) -> None:
+    """Delete DVC's list of its running processes where it is empty; take an empty dvc.lock from git.
 
-    DVC writes it in place, in less time than this waits (https://github.com/treeverse/dvc/issues/7615).
+    DVC empties both before it writes them, for less time than this waits, and refuses what a kill left of them
+    at every later `dvc repro` (https://github.com/treeverse/dvc/issues/7615). What git's dvc.lock does not have
+    is run again, a training from its checkpoint.
     """
-    path = root / RWLOCK_PATH
-    for _ in range(2):
+    if stays_empty(root / RWLOCK_PATH):
+        (root / RWLOCK_PATH).unlink(missing_ok=True)
+        print(f"{RWLOCK_PATH} was left empty when DVC was killed; deleted", file=sys.stderr)
+    if stays_empty(root / LOCK_PATH):
+        (root / LOCK_PATH).unlink(missing_ok=True)
+        subprocess.run(["git", "restore", str(LOCK_PATH)], cwd=root, stderr=subprocess.DEVNULL)
+        print(f"{LOCK_PATH} was left empty when DVC was killed; back to git's", file=sys.stderr)
+
+
+def stays_empty(path: Path) -> bool:
+    """Whether a file is there and empty, now and half a second later."""
+    for wait in (0, 0.5):
+        time.sleep(wait)
         if not path.is_file() or path.stat().st_size > 0:
-            return
-        time.sleep(0.5)
-    path.unlink(missing_ok=True)
-    print(f"{RWLOCK_PATH} was left half written when DVC was killed; deleted", file=sys.stderr)
+            return False
+    return True
 
 
 def mnist_is_out_of_reach() -> bool:

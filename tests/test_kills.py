@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from pipeline import delivery
 from pipeline.journal import Journal, journals
-from pipeline.run import remove_half_written_rwlock
+from pipeline.run import mend_emptied_locks
 from tests.helpers import (
     PROJECT,
     artifacts,
@@ -206,8 +206,7 @@ def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: 
             continue
     dvc.wait(120)
     wait_until(lambda: not working_in(here, module))
-    remove_half_written_rwlock(here)
-    # Other locks DVC takes over itself; dvc.lock is that of the last whole run.
+    mend_emptied_locks(here)  # other locks DVC takes over itself
     assert (here / "dvc.lock").is_file()
 
 

@@ -1,6 +1,7 @@
 """What `make run` does, with and without a mirror."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,27 @@ def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path,
     assert git(fresh, "diff", "params.yaml") == ""
 
 
-def test_a_lock_file_that_a_killed_dvc_left_empty_is_no_obstacle(project: Path) -> None:
+def test_a_list_of_processes_that_a_killed_dvc_left_empty_is_no_obstacle(project: Path) -> None:
     """Plain `dvc repro` refuses it, `make run` deletes it and says so; one with content is DVC's own affair."""
     rwlock = project / ".dvc/tmp/rwlock"
     rwlock.write_text("")
     assert "JSON structure is corrupted" in run(project, "dvc", "repro", ok=False).stderr
-    assert "rwlock was left half written when DVC was killed; deleted" in run(project, "pipeline.run").stderr
+    said = run(project, "pipeline.run", PIPELINE_TRACKING="0").stderr
+    assert "rwlock was left empty when DVC was killed; deleted" in said
     rwlock.write_text("{}")
-    assert "rwlock" not in run(project, "pipeline.run").stderr
+    assert "rwlock" not in run(project, "pipeline.run", PIPELINE_TRACKING="0").stderr
+
+
+def test_a_dvc_lock_that_a_killed_dvc_left_empty_is_no_obstacle(project: Path, tmp_path: Path) -> None:
+    """Plain `dvc repro` refuses it; `make run` goes on from git's, says so, and ends with the dvc.lock there was."""
+    here = shutil.copytree(project, tmp_path / "emptied", symlinks=True)
+    lock = here / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text("")
+    assert "'./dvc.lock' validation failed" in run(here, "dvc", "repro", ok=False).stderr
+    said = run(here, "pipeline.run", PIPELINE_TRACKING="0").stderr
+    assert "dvc.lock was left empty when DVC was killed; back to git's" in said
+    assert lock.read_text() == whole
 
 
 def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> None:
