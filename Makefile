@@ -1,9 +1,10 @@
-# make run | verify | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
+# make run | sweep | compare | verify | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
 PORT ?= 5000
 BASE ?= origin/main
+GRID ?= model.bottleneck_size=2,4,8,16,32,64 train.seed=0,1,2
 HEAD ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -13,10 +14,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev run verify ui sync tidy review bench test test-all lint lock clean distclean
+.PHONY: help setup setup-dev run sweep compare verify ui sync tidy review bench test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
+	@echo 'make sweep      run a grid of parameters (GRID="$(GRID)" JOBS=N NAME=…)'
+	@echo 'make compare    a table and figures of the runs (BY=model.bottleneck_size SWEEP=NAME REDRAW=1): reports/compare/'
 	@echo 'make verify     reproduce the committed results in a clone, and compare (0: alike, 2: not)'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
 	@echo 'make sync       deliver to MLflow what an outage kept back; a run for the workspace'
@@ -50,6 +53,12 @@ endif
 
 run: setup
 	@$(BIN)/python -m pipeline.run
+
+sweep: setup
+	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(NAME),--name '$(NAME)')
+
+compare: setup
+	@$(BIN)/python -m pipeline.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)
 
 verify: setup
 	@$(BIN)/python -m pipeline.verify || test $$? = 4

@@ -51,10 +51,17 @@ def is_up_to_date(stage: str) -> bool:
     if set(recorded) != set(wanted) or md5s(wanted) != recorded:
         return False
     return all(
-        yaml.safe_load(Path(file).read_text()).get(section) == values
-        for file, sections in locked.get("params", {}).items()
-        for section, values in sections.items()
+        value_at(yaml.safe_load(Path(file).read_text()), name) == value
+        for file, names in locked.get("params", {}).items()
+        for name, value in names.items()
     )
+
+
+def value_at(params: dict[str, Any], name: str) -> Any:
+    """What a stage's entry under `params` names: a section (`model`) or one value (`model.bottleneck_size`)."""
+    section, _, key = name.partition(".")
+    values = params.get(section)
+    return values.get(key) if key and isinstance(values, dict) else values
 
 
 def _load(file: str) -> dict[str, Any]:

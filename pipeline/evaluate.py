@@ -1,4 +1,4 @@
-"""Measure the trained autoencoder on the test set, beside PCA and the mean image, and draw it.
+"""Measure the trained autoencoder and its codes on the test set, beside PCA and the pixels, and draw it.
 
     python -m pipeline.evaluate       (normally through `dvc repro`)
 
@@ -24,12 +24,16 @@ from pipeline.model import Architecture, load_model
 from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.pca import load_pca
+from pipeline.probes import accuracies, dead_dimensions, effective_rank
 from pipeline.progress import announce_dataset
 
 SUMMARY_PATH = Path("reports/data.json")
+TRAIN_PATH = Path("data/prepared/train.safetensors")
 TEST_PATH = Path("data/prepared/test.safetensors")
 PCA_PATH = Path("data/baselines/pca.safetensors")
 PCA_MSE_PATH = Path("reports/pca.csv")
+PIXEL_PROBES_PATH = Path("data/baselines/pixel_probes.json")
+PCA_PROBES_PATH = Path("data/baselines/pca_probes.json")
 MODEL_PATH = Path("models/autoencoder.safetensors")
 METRICS_PATH = Path("reports/evaluate.json")
 RECONSTRUCTIONS_PATH = Path("reports/figures/reconstructions.png")
@@ -37,13 +41,16 @@ WORST_PATH = Path("reports/figures/worst.png")
 LATENT_PATH = Path("reports/figures/latent.png")
 MIDPOINTS_PATH = Path("reports/figures/midpoints.png")
 MANIFOLD_PATH = Path("reports/figures/manifold.png")
+# Test images that tell which latent dimensions are dead: each dimension wants them decoded once more.
+N_FOR_DEAD = 500
 
 
 def main() -> None:
     params = load_params()
     announce_dataset(params)
-    dataset = load_dataset_name(SUMMARY_PATH)
-    test = load_split(TEST_PATH)
+    dataset = load_json(SUMMARY_PATH)["dataset"]
+    pixel_probes, pca_probes = load_json(PIXEL_PROBES_PATH), load_json(PCA_PROBES_PATH)
+    train, test = load_split(TRAIN_PATH), load_split(TEST_PATH)
     pca, pca_mse = load_pca(PCA_PATH), pd.read_csv(PCA_MSE_PATH)["test_mse"].to_numpy()
     model = load_model(MODEL_PATH)
     if model.architecture != Architecture.from_params(params.model):
@@ -58,10 +65,22 @@ def main() -> None:
     with threadpool_limits(1), torch.no_grad():
         pixels = test.pixels()
         codes = model.encode(torch.from_numpy(pixels)).numpy()
+        train_codes = model.encode(torch.from_numpy(train.pixels())).numpy()
         reconstructions = decode(codes)
         image_mse = ((reconstructions - pixels) ** 2).mean(axis=1, dtype=np.float64)
         metrics = measure(image_mse, test.labels, pca_mse, k)
-        write_out(METRICS_PATH, json.dumps({"dataset": dataset, "test": metrics}, indent=2) + "\n")
+        accuracy = accuracies(train_codes, train.labels, codes, test.labels)
+        dead = dead_dimensions(codes[:N_FOR_DEAD], pixels[:N_FOR_DEAD], decode)
+        content = {
+            "dataset": dataset,
+            "test": metrics,
+            "codes": {"effective_rank": effective_rank(codes), "n_dead": len(dead), "dead": dead},
+            "accuracy": {
+                name: {"codes": value, "pca": pca_probes[name], "pixels": pixel_probes[name]}
+                for name, value in accuracy.items()
+            },
+        }
+        write_out(METRICS_PATH, json.dumps(content, indent=2) + "\n")
 
         context = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
         by_pca = pca.reconstruct(pixels, k)
@@ -111,12 +130,16 @@ def measure(image_mse: np.ndarray, labels: np.ndarray, pca_mse: np.ndarray, bott
     return metrics
 
 
-def load_dataset_name(summary_path: Path) -> str:
-    """`mnist` or `digits`, as `pipeline.prepare` recorded it."""
+def load_json(path: Path) -> dict[str, Any]:
+    """What an earlier stage wrote.
+
+    Raises:
+        PipelineError: the file is missing.
+    """
     try:
-        return json.loads(summary_path.read_text())["dataset"]
+        return json.loads(path.read_text())
     except FileNotFoundError:
-        raise PipelineError(f"{summary_path} is missing; `dvc repro prepare` makes it") from None
+        raise PipelineError(f"{path} is missing; `dvc repro` makes it") from None
 
 
 if __name__ == "__main__":

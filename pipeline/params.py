@@ -5,7 +5,9 @@ why this module is not among the stages' dependencies in dvc.yaml; DVC tracks th
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -96,8 +98,8 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def load_params(path: Path = PARAMS_PATH) -> Params:
-    """Read and validate params.yaml.
+def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})) -> Params:
+    """Read and validate params.yaml, with other values for some dotted names, as `{'train.lr': 0.01}`.
 
     Raises:
         PipelineError: the file is missing, is not YAML, or holds values that are not allowed; every
@@ -112,11 +114,26 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
         raise PipelineError(f"{path} is not valid YAML: {where}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must hold sections ({', '.join(Params.model_fields)}), got {values!r}")
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        values.setdefault(section, {})[key] = value
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "".join(f"\n  {line}" for line in _describe(error))
         raise PipelineError(f"{path} holds values that are not allowed:{problems}") from None
+
+
+def parse_values(text: str) -> list[Any]:
+    """Several values as params.yaml would hold them: `2,4` is [2, 4], `null,[512,128]` is [None, [512, 128]].
+
+    Raises:
+        PipelineError: the text is not YAML.
+    """
+    try:
+        return _Loader(f"[{text}]").get_single_data()
+    except yaml.YAMLError:
+        raise PipelineError(f"{text!r} is not a list of values, as 2,4,8 or null,[512,128]") from None
 
 
 def _describe(error: ValidationError) -> list[str]:

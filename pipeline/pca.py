@@ -19,10 +19,13 @@ class PcaModel:
     mean: np.ndarray
     components: np.ndarray
 
+    def encode(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
+        """[n, 784] → [n, n_components], or as many as there are."""
+        return (pixels - self.mean) @ self.components[:n_components].T
+
     def reconstruct(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
         """[n, 784] → [n, 784], through the first `n_components`; 0 of them give the mean image."""
-        used = self.components[:n_components]
-        return (pixels - self.mean) @ used.T @ used + self.mean
+        return self.encode(pixels, n_components) @ self.components[:n_components] + self.mean
 
     def mse(self, pixels: np.ndarray) -> np.ndarray:
         """The reconstruction MSE of `pixels` [n, 784] with 0, 1, …, c components: float64 [c + 1].

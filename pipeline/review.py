@@ -32,6 +32,7 @@ import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from pipeline import dvcfiles
 from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
 
@@ -227,12 +228,15 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
 
 
 def changed_values(files: Path, stage: str, params_file: str, sections: list[str]) -> list[str]:
-    """For each value of these sections that differs between dvc.lock and the file: `section.name` old → new."""
+    """For each value that differs between dvc.lock and the file: `section.name` old → new.
+
+    `sections` are the entries under a stage's `params`: whole sections, or dotted names of single values.
+    """
 
     def flat(values: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for section in sections:
-            value = values.get(section)
+            value = values[section] if section in values else dvcfiles.value_at(values, section)
             found |= (
                 {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
             )

@@ -80,6 +80,7 @@ class TrainingRun:
         self._continued = continued
         self._delivery: subprocess.Popen[bytes] | None = None
         self._model: list[Event] = []
+        self._training_seconds = 0.0
         self._incomplete = False
         self._warned = False
 
@@ -114,8 +115,15 @@ class TrainingRun:
         self.id, self.journal = run, journal
         self._delivery = start_delivery(journal)
 
-    def log_epoch(self, record: dict[str, float], **timings: float) -> None:
-        """One epoch: the history's columns, and timings, which only MLflow keeps."""
+    def log_epoch(self, record: dict[str, float], *, epoch_seconds: float, **timings: float) -> None:
+        """One epoch: the history's columns, and timings, which only MLflow keeps.
+
+        With their sum so far, unless the training was stopped: what its first part took is not known.
+        """
+        timings["epoch_seconds"] = epoch_seconds
+        if not self._continued.epochs:
+            self._training_seconds += epoch_seconds
+            timings["training_seconds"] = self._training_seconds
         self.attempt(lambda: self._write_epoch(record, timings))
 
     def _write_epoch(self, record: dict[str, float], timings: dict[str, float]) -> None:
@@ -242,9 +250,9 @@ def is_on() -> bool:
     return os.environ.get("PIPELINE_TRACKING", "1") != "0"
 
 
-def fingerprint(params: "Params") -> str:
-    """A hash of all parameters and of everything that training wrote."""
-    return _hash({"params": params.flat(), "outs": dvcfiles.md5s(dvcfiles.declared("train")["outs"])})
+def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
+    """A hash of all parameters and of everything that training wrote: {path: MD5}, by default the workspace's."""
+    return _hash({"params": params.flat(), "outs": outs or dvcfiles.md5s(dvcfiles.declared("train")["outs"])})
 
 
 def evaluation_hash() -> str:
@@ -257,16 +265,23 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _start(params: "Params", tags: dict[str, str]) -> Event:
-    """The first event: all parameters, and a name after what is usually compared."""
+def run_name(params: "Params") -> str:
+    """A row's name, after what is usually compared; MLFLOW_RUN_NAME says another one."""
     prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
+    return f"{prefix}k={params.model.bottleneck_size} seed={params.train.seed}"
+
+
+def _start(params: "Params", tags: dict[str, str]) -> Event:
+    """The first event: all parameters, and the row's name."""
     owner = processes.identity()
+    # One hash of the code and the data of a training: rows with another one do not compare.
+    inputs = {"inputs.train": _hash(dvcfiles.md5s(dvcfiles.declared("train")["deps"]))[:16]}
     return {
         "kind": "start",
         "store": store.store_name(store.tracking_uri(main_root()), main_root()),
         "experiment": store.experiment_name(),
-        "name": f"{prefix}k={params.model.bottleneck_size} seed={params.train.seed}",
-        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | tags,
+        "name": os.environ.get("MLFLOW_RUN_NAME") or run_name(params),
+        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | inputs | tags,
         "params": {name: str(value) for name, value in params.flat().items()},
         "owner": owner,
     }

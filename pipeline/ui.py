@@ -1,16 +1,21 @@
 """Show the runs: start MLflow's UI on the project's store and open it on the table of runs.
 
-python -m pipeline.ui [--port 5000]
+    python -m pipeline.ui [--port 5000]
+
+Prints that address, and for each sweep the one of MLflow's comparison of its runs.
 """
 
 import argparse
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 import webbrowser
+from typing import TYPE_CHECKING
 from urllib.error import URLError
+from urllib.parse import quote
 from urllib.request import urlopen
 
 from pipeline.errors import PipelineError, run_command
@@ -18,8 +23,13 @@ from pipeline.redaction import redact
 from pipeline.repository import main_root
 from pipeline.store import is_server, open_store, tracking_uri
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 HOST = "127.0.0.1"
 START_SECONDS = 120
+# More make the address longer than browsers take.
+MOST_COMPARED = 100
 
 
 def main() -> None:
@@ -28,11 +38,15 @@ def main() -> None:
     port = parser.parse_args().port
 
     uri = tracking_uri(main_root())
-    _, experiment_id = open_store()
+    client, experiment_id = open_store()
     # Without the query MLflow 3 opens an experiment in its view for language models, which is empty here.
     page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    sweeps = comparisons(client, experiment_id)
     if is_server(uri):
-        print(f"The runs are on the tracking server: {redact(uri).rstrip('/')}{page}")
+        address = redact(uri).rstrip("/")
+        print(f"The runs are on the tracking server: {address}{page}")
+        for name, link in sweeps.items():
+            print(f"Sweep {name!r}, compared: {address}{link}")
         return
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
@@ -46,7 +60,10 @@ def main() -> None:
     )
     try:
         wait_until_up(server, f"http://{HOST}:{port}/health")
-        print(f"\nMLflow is at http://{HOST}:{port}{page}\nCtrl-C ends it.", flush=True)
+        print(f"\nMLflow is at http://{HOST}:{port}{page}")
+        for name, link in sweeps.items():
+            print(f"Sweep {name!r}, compared: http://{HOST}:{port}{link}")
+        print("Ctrl-C ends it.", flush=True)
         if sys.stdout.isatty():
             webbrowser.open(f"http://{HOST}:{port}{page}")
         server.wait()
@@ -55,6 +72,21 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
+
+
+def comparisons(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
+    """{sweep: the path of MLflow's compare view on its finished runs}, the newest sweep first."""
+    runs = client.search_runs(
+        [experiment_id], "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'", max_results=5000
+    )
+    ids: dict[str, list[str]] = {}
+    for run in runs:
+        ids.setdefault(run.data.tags["sweep"], []).append(run.info.run_id)
+    experiments = quote(json.dumps([experiment_id]))
+    return {
+        name: f"/#/compare-runs?runs={quote(json.dumps(found[:MOST_COMPARED]))}&experiments={experiments}"
+        for name, found in ids.items()
+    }
 
 
 def wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:

@@ -14,7 +14,7 @@ STAGES = DVC_YAML["stages"]
 SECTIONS = {"data", "model", "train", "evaluate"}
 # They cannot change an out: DVC tracks the values that params hands through, the others only watch.
 OBSERVERS = {"params", "progress", "tracking"}
-COMMANDS = {"run", "sync"}
+COMMANDS = {"run", "sync", "sweep"}
 
 
 def tree(module: str) -> ast.Module:
@@ -66,16 +66,12 @@ def path_constants(module: str) -> set[str]:
     }
 
 
-def sections_read(module: str) -> set[str]:
-    """The sections of params.yaml that a stage's code names as `params.section`."""
-    return {
-        node.attr
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "params"
-        and node.attr in SECTIONS
-    }
+def params_read(module: str) -> set[str]:
+    """What a stage's code names of params.yaml: `section` for all of `params.section`, `section.key` for a value."""
+    chains = [ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
+    names = {chain.removeprefix("params.") for chain in chains if chain.startswith("params.")}
+    names = {name for name in names if name.split(".")[0] in SECTIONS}
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -94,8 +90,12 @@ def test_path_constants_are_the_files_read_and_written(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_params_are_the_sections_read(stage: str) -> None:
-    """A stage declares whole sections, exactly those its code reads."""
-    assert set(STAGES[stage].get("params", [])) == sections_read(stage)
+    """A stage declares the sections that its code reads, or the only value that it reads of one."""
+    read = params_read(stage)
+    declared = set(STAGES[stage].get("params", []))
+    assert {name.split(".")[0] for name in declared} == {name.split(".")[0] for name in read}
+    for value in (name for name in declared if "." in name):
+        assert {name for name in read if name.split(".")[0] == value.split(".")[0]} == {value}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -20,12 +20,14 @@ def test_declared_paths_include_metrics_and_plots(monkeypatch: pytest.MonkeyPatc
 def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a run all stages are; a changed parameter, dependency or out makes exactly that stage stale."""
     monkeypatch.chdir(project)
-    stages = ("prepare", "baselines", "train", "evaluate")
+    stages = ("prepare", "baselines", "pca_probes", "train", "evaluate")
     assert all(map(dvcfiles.is_up_to_date, stages))
 
     for file, old, new, stale in (
         ("params.yaml", "manifold_size: 5", "manifold_size: 6", {"evaluate"}),
         ("params.yaml", "seed: 0", "seed: 1", {"prepare", "train"}),  # split_seed and seed
+        ("params.yaml", "bottleneck_size: 2", "bottleneck_size: 3", {"pca_probes", "train", "evaluate"}),
+        ("params.yaml", "n_layers: 2", "n_layers: 3", {"train", "evaluate"}),
         ("pipeline/figures.py", '"""The figures', '"""Figures', {"evaluate"}),
         ("reports/pca.csv", "n_components", "components", {"baselines", "evaluate"}),
         ("dvc.yaml", "-m pipeline.train", "-B -m pipeline.train", {"train"}),

@@ -1,4 +1,4 @@
-"""The four stages' main functions in one process, on digits, and what evaluate measures."""
+"""The five stages' main functions in one process, on digits, and what evaluate measures."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import baselines, evaluate, prepare, train
+from pipeline import baselines, evaluate, pca_probes, prepare, train
 from pipeline.data import load_split, save_split
 from pipeline.errors import PipelineError
 from pipeline.model import load_model
@@ -54,9 +54,9 @@ def test_a_bottleneck_wider_than_pca() -> None:
 
 @pytest.mark.parametrize("bottleneck_size", [1, 3, 784])
 def test_every_bottleneck_size_goes_through(workspace: Path, bottleneck_size: int) -> None:
-    """From 1 to 784: metrics that fit the model's own reconstructions, and all five figures."""
+    """From 1 to 784: metrics that fit the model's own reconstructions and codes, and all five figures."""
     write_params(small_params(model__bottleneck_size=bottleneck_size))
-    run_stages(prepare, baselines, train, evaluate)
+    run_stages(prepare, baselines, pca_probes, train, evaluate)
     metrics = json.loads(evaluate.METRICS_PATH.read_text())
     pixels = load_split(prepare.TEST_PATH).pixels()
     model = load_model(train.MODEL_PATH)
@@ -66,6 +66,12 @@ def test_every_bottleneck_size_goes_through(workspace: Path, bottleneck_size: in
     assert metrics["test"]["mse"] == pytest.approx(mse, rel=1e-5)
     pca = pd.read_csv(baselines.PCA_MSE_PATH)
     assert metrics["test"]["pca_mse"] == pca["test_mse"][bottleneck_size]
+    assert 1 <= metrics["codes"]["effective_rank"] <= bottleneck_size
+    assert metrics["codes"]["n_dead"] == len(metrics["codes"]["dead"])
+    for accuracy in metrics["accuracy"].values():
+        assert 0.7 < accuracy["pixels"] < 1
+        assert 0.1 < accuracy["pca"] < 1
+        assert 0.1 < accuracy["codes"] < 1
     for name in ("reconstructions", "worst", "latent", "midpoints", "manifold"):
         assert (workspace / f"reports/figures/{name}.png").stat().st_size > 10_000
 
@@ -74,19 +80,22 @@ def test_stages_say_what_is_missing(workspace: Path) -> None:
     """Run by hand too early, each stage names the file it lacks and the command that makes it."""
     with pytest.raises(PipelineError, match=r"train\.safetensors is missing; `dvc repro prepare`"):
         train.main()
-    with pytest.raises(PipelineError, match=r"data\.json is missing; `dvc repro prepare`"):
+    with pytest.raises(PipelineError, match=r"data\.json is missing; `dvc repro`"):
         evaluate.main()
     prepare.main()
     with pytest.raises(PipelineError, match=r"pca\.safetensors is missing; `dvc repro baselines`"):
-        evaluate.main()
+        pca_probes.main()
     baselines.main()
+    with pytest.raises(PipelineError, match=r"pca_probes\.json is missing; `dvc repro`"):
+        evaluate.main()
+    pca_probes.main()
     with pytest.raises(PipelineError, match=r"autoencoder\.safetensors is missing; `dvc repro train`"):
         evaluate.main()
 
 
 def test_a_model_of_other_parameters_is_refused(workspace: Path) -> None:
     """Weights trained with other model parameters are not evaluated as if they were these."""
-    run_stages(prepare, baselines, train)
+    run_stages(prepare, baselines, pca_probes, train)
     write_params(small_params(model__bottleneck_size=3))
     with pytest.raises(PipelineError, match="was trained with other model parameters; `dvc repro`"):
         evaluate.main()

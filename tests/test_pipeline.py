@@ -36,7 +36,8 @@ def would_run(project: Path) -> list[str]:
     ("file", "old", "new", "stages"),
     [
         ("params.yaml", "train_ratio: 0.8", "train_ratio: 0.7", ["prepare"]),
-        ("params.yaml", "bottleneck_size: 2", "bottleneck_size: 3", ["train", "evaluate"]),
+        ("params.yaml", "bottleneck_size: 2", "bottleneck_size: 3", ["pca_probes", "train", "evaluate"]),
+        ("params.yaml", "n_layers: 2", "n_layers: 3", ["train", "evaluate"]),
         ("params.yaml", "lr: 0.005", "lr: 0.01", ["train"]),
         ("params.yaml", "manifold_size: 5", "manifold_size: 6", ["evaluate"]),
         ("pipeline/figures.py", '"""The figures', '"""Figures', ["evaluate"]),

@@ -98,7 +98,9 @@ def test_results_that_are_not_those_of_the_parameters_get_no_run(tmp_path: Path,
     """Sync would otherwise tell of parameters that never made these weights."""
     write_results(tmp_path / "repository", small_params())
     said = run(tmp_path / "repository", "pipeline.sync", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store).stdout
-    assert "no results of a whole run to compare (not up to date: prepare, baselines, train, evaluate)" in said
+    assert (
+        "no results of a whole run to compare (not up to date: prepare, baselines, pca_probes, train, evaluate)" in said
+    )
     assert stored(store) == []
 
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from pipeline import delivery, tracking
 from pipeline.params import Params
+from pipeline.store import open_store
 from tests.helpers import PROJECT, environment, free_port, run, small_params, write_results
 
 pytestmark = pytest.mark.slow
@@ -37,8 +38,8 @@ def log_row(folder: Path, params: Params) -> None:
 
 
 @pytest.fixture
-def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
-    """A browser page, and the link that `python -m pipeline.ui` prints for a store with five rows."""
+def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
+    """A browser page, and what `python -m pipeline.ui` prints for a store with a sweep of five rows."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
@@ -46,6 +47,9 @@ def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     for size in SIZES:
         log_row(tmp_dir, small_params(model__bottleneck_size=size))
     assert delivery.deliver_all(tmp_dir) == []
+    client, experiment_id = open_store()
+    for row in client.search_runs([experiment_id]):
+        client.set_tag(row.info.run_id, "sweep", "sizes")
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
         cwd=tmp_dir,
@@ -55,23 +59,27 @@ def page_and_link(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         text=True,
     )
     assert server.stdout is not None
-    link = next(found[0] for line in server.stdout if (found := re.findall(r"http://127\S+workflowType\S+", line)))
+    text = "".join(iter(server.stdout.readline, "Ctrl-C ends it.\n"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 2400, "height": 2400}), link
+        yield browser.new_page(viewport={"width": 2400, "height": 2400}), text
         browser.close()
     server.send_signal(signal.SIGINT)
     server.wait(30)
 
 
-def test_the_link_shows_runs_that_compare(page_and_link: tuple[Page, str]) -> None:
-    """The table lists every run; comparing them shows each test MSE beside its bottleneck size."""
-    page, link = page_and_link
-    page.goto(link)
+def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
+    """One opens the table of all runs, the other a sweep's comparison: each test MSE beside its bottleneck size."""
+    page, text = page_and_text
+    table, comparison = re.findall(r"http://127\S+", text)
+    page.goto(table)
     for size in SIZES:
         expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
     page.get_by_role("checkbox").first.click()  # all rows
     page.get_by_role("button", name="Compare").first.click()
+    expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
+    page.goto("about:blank")
+    page.goto(comparison)
     expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
     sizes_in_a_row = "\t".join(["model.bottleneck_size", *map(str, sorted(SIZES, reverse=True))])
     test_mse_in_a_row = r"\s+".join(f"{made_up_mse(size):.3f}" for size in sorted(SIZES, reverse=True))

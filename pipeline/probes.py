@@ -1,0 +1,65 @@
+"""What a code is worth beyond reconstruction: how well simple classifiers read the digit from it, and its size."""
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+N_NEIGHBOURS = 5
+# A latent dimension without which the error grows by less than this share is dead.
+DEAD_SHARE = 0.001
+
+
+def accuracies(
+    train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """The share of test codes [m, k] whose digit is told rightly by classifiers fitted on training codes [n, k].
+
+    Logistic regression on standardised codes, L2-regularised with scikit-learn's C = 1: are digits linearly
+    separable? And the majority of the five nearest training codes by Euclidean distance: are alike codes alike?
+    """
+    classifiers = {
+        "logistic_regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        "nearest_neighbours": KNeighborsClassifier(N_NEIGHBOURS),
+    }
+    return {
+        name: float(classifier.fit(train_codes, train_labels).score(test_codes, test_labels))
+        for name, classifier in classifiers.items()
+    }
+
+
+def effective_rank(codes: np.ndarray) -> float:
+    """Between 1 and k: in how many directions codes [n, k] vary, weighted by how much.
+
+    The exponential of the entropy of the centred codes' singular values, scaled to sum 1
+    (Roy and Vetterli, The effective rank, EUSIPCO 2007). 0 where the codes do not vary at all.
+    """
+    centred = codes.astype(np.float64) - codes.mean(axis=0, dtype=np.float64)
+    singular_values = np.sqrt(np.linalg.eigvalsh(centred.T @ centred).clip(0))
+    if singular_values.sum() == 0:
+        return 0.0
+    shares = singular_values / singular_values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def dead_dimensions(codes: np.ndarray, pixels: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]) -> list[int]:
+    """The latent dimensions, counted from 0, that the decoder does without.
+
+    With the dimension set to its mean the MSE of images [n, 784] from codes [n, k] grows by less than 0.1 %.
+    """
+
+    def mse(of: np.ndarray) -> float:
+        return float(((decode(of) - pixels) ** 2).mean(dtype=np.float64))
+
+    whole = mse(codes)
+    dead = []
+    for dimension in range(codes.shape[1]):
+        without = codes.copy()
+        without[:, dimension] = codes[:, dimension].mean()
+        if mse(without) < whole * (1 + DEAD_SHARE):
+            dead.append(dimension)
+    return dead

@@ -1,0 +1,188 @@
+"""`make compare`: made-up runs in a real store, and what is made of them."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from pipeline import compare
+from pipeline.errors import PipelineError
+from pipeline.store import open_store
+from tests.helpers import PROJECT, rows, run, small_params
+
+BY = "model.bottleneck_size"
+AddRun = Callable[..., str]
+
+
+@pytest.fixture
+def add_run(tmp_dir: Path, store: str) -> AddRun:
+    """Puts a run into the store of an otherwise empty repository, which is the working folder; returns its id."""
+    (tmp_dir / ".dvc").mkdir()
+    client, experiment_id = open_store()
+
+    def add(k: int, seed: int = 0, mse: float = 0.01, inputs: str = "a", sweep: str = "s", **changes: Any) -> str:
+        return add_to(client, experiment_id, k, seed, mse, inputs, sweep, **changes)
+
+    return add
+
+
+def add_to(
+    client: MlflowClient, experiment_id: str, k: int, seed: int, mse: float, inputs: str, sweep: str, **changes: Any
+) -> str:
+    params = small_params(model__bottleneck_size=k, train__seed=seed, **changes).flat()
+    metrics = {
+        "test/mse": mse,
+        "test/psnr_db": -10 * np.log10(mse),
+        "test/pca_mse": 0.06 / k,
+        "test/mean_image_mse": 0.07,
+        "test/ratio_to_pca": mse / (0.06 / k),
+        "valid/best_mse": mse,
+        **{f"accuracy/{name}/codes": 0.5 + 0.1 * seed for name in ("logistic_regression", "nearest_neighbours")},
+        **{f"accuracy/{name}/pca": 0.4 for name in ("logistic_regression", "nearest_neighbours")},
+        **{f"accuracy/{name}/pixels": 0.9 for name in ("logistic_regression", "nearest_neighbours")},
+        "codes/effective_rank": 1.5,
+        "model/n_parameters": 1000 * k,
+        "time/training_seconds": 60 + seed,
+    }
+    run_id = client.create_run(experiment_id).info.run_id
+    tags = {"inputs.train": inputs, "sweep": sweep, "env.hardware": "a CPU", "env.threads": "2", "env.torch": "2.15.0"}
+    client.log_batch(
+        run_id,
+        [Metric(name, value, 0, 0) for name, value in metrics.items()],
+        [Param(name, str(value)) for name, value in params.items()],
+        [RunTag(name, value) for name, value in tags.items()],
+    )
+    client.set_terminated(run_id)
+    return run_id
+
+
+def curves(by: str = BY, sweep: str | None = None) -> tuple[list[compare.Curve], list[str]]:
+    return compare.split_into_curves(compare.find_runs(sweep), by)
+
+
+def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
+    """Sample standard deviation over seeds; none for a single one."""
+    for k, seed, mse in ((2, 0, 0.03), (2, 1, 0.05), (4, 0, 0.02)):
+        add_run(k, seed, mse)
+    table = compare.summarise(curves()[0], BY)
+    assert list(table[BY]) == [2, 4]
+    assert list(table["n_seeds"]) == [2, 1]
+    assert list(table["test_mse"]) == pytest.approx([0.04, 0.02])
+    assert table["test_mse_std"][0] == pytest.approx(0.02 / 2**0.5)
+    assert np.isnan(table["test_mse_std"][1])
+    assert list(table["pca_mse"]) == pytest.approx([0.03, 0.015])
+    assert list(table["training_seconds"]) == pytest.approx([60.5, 60])
+    text = compare.as_markdown(table, curves()[0], BY)
+    assert "| 2 | 2 | 0.0400 ± 0.0141 | 14.12 ± 1.57 | 0.0300 | 1.333 ± 0.471 | 55.0% ± 7.1% (40.0%) |" in text
+    assert "| 55.0% ± 7.1% (40.0%) | 1.5 ± 0.0 | 2,000 | 60 ± 1 s |" in text
+    assert "| 4 | 1 | 0.0200 | 16.99 | 0.0150 | 1.333 | 50.0% (40.0%) |" in text
+    assert "| 50.0% (40.0%) | 1.5 | 4,000 | 60 s |" in text
+    assert "on pixels logistic regression has 90.0%, nearest neighbours 90.0%" in text
+    assert "Trained on a CPU, 2 threads, torch 2.15.0." in text
+
+
+def test_only_runs_that_compare_are_on_one_curve(add_run: AddRun) -> None:
+    """Other parameters are a curve of their own, labelled by them; other code too; a lone point is left out."""
+    for k in (2, 4, 8):
+        add_run(k)
+    for k in (2, 4):
+        add_run(k, train__n_epochs=7, evaluate__manifold_size=9)
+    add_run(2, inputs="b")
+    add_run(4, inputs="b", data__train_ratio=0.5)
+    found, left_out = curves()
+    assert [(curve.label, list(curve.runs[BY])) for curve in found] == [("", [2, 4, 8]), ("train.n_epochs=7", [2, 4])]
+    assert left_out == [f"1 run(s), {BY} 4: data.train_ratio=0.5", f"1 run(s), {BY} 2: other code"]
+
+
+def test_of_one_point_the_newest_run_counts(add_run: AddRun) -> None:
+    """The same parameters, seed and code twice are not two seeds."""
+    add_run(2, mse=0.05)
+    add_run(4)
+    time.sleep(0.01)
+    newest = add_run(2, mse=0.04)
+    (curve,), _ = curves()
+    assert curve.runs["run"].iloc[0] == newest
+    assert len(curve.runs) == 2
+
+
+def test_any_parameter_can_be_the_axis(add_run: AddRun) -> None:
+    """Numbers and names alike; only runs of a sweep, if it is named."""
+    for schedule in ("one_cycle", "constant"):
+        add_run(2, train__schedule=schedule, sweep="schedules")
+    add_run(4)
+    (curve,), left_out = curves("train.schedule", "schedules")
+    assert list(curve.runs["train.schedule"]) == ["constant", "one_cycle"]
+    assert left_out == []
+    table = compare.summarise([curve], "train.schedule")
+    figure = compare.draw_mse(table, [curve], "train.schedule")
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["constant", "one_cycle"]
+
+
+def test_what_cannot_be_compared_is_one_message(add_run: AddRun) -> None:
+    """An empty store, an unknown parameter, and runs that have nothing to compare."""
+    with pytest.raises(PipelineError, match="no finished run; `make sweep`"):
+        compare.find_runs(None)
+    add_run(2)
+    with pytest.raises(PipelineError, match="no finished run with the tag sweep = 'x'"):
+        compare.find_runs("x")
+    with pytest.raises(PipelineError, match=r"the runs have no such parameter, but data\.dataset, "):
+        curves("train.rate")
+    with pytest.raises(PipelineError, match=r"no two runs differ in model\.bottleneck_size"):
+        curves()
+    with pytest.raises(PipelineError, match=r"runs\.csv is missing"):
+        compare.load_runs(compare.RUNS_PATH)
+
+
+def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_path: Path) -> None:
+    """From runs.csv alone, byte for byte: table and figure."""
+    for k in (2, 4, 8):
+        for seed in (0, 1):
+            add_run(k, seed, 0.08 / k + 0.001 * seed, model__n_layers=None, model__hidden_sizes=[64, 32])
+            add_run(k, seed, 0.1 / k + 0.001 * seed, train__schedule="constant")
+    store = f"sqlite:///{tmp_path}/store.db"
+    said = run(tmp_path, "pipeline.compare", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store).stdout
+    assert "12 runs on 2 curve(s)" in said
+    assert "reconstructions.png is left as it is" in said
+    paths = (compare.TABLE_PATH, compare.MARKDOWN_PATH, compare.FIGURE_PATH)
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    gone = "http://127.0.0.1:9"
+    run(tmp_path, "pipeline.compare", "--redraw", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=gone)
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.slow
+def test_the_ten_digits_at_every_size(project: Path) -> None:
+    """The same images through the weights of each size, out of the store; without the test images it says so."""
+    try:
+        for k in (3, 4):
+            run(project, "dvc", "exp", "run", "--temp", "-S", f"{BY}={k}")
+        run(project, "pipeline.compare")
+        assert (project / compare.RECONSTRUCTIONS_PATH).stat().st_size > 10_000
+        table = pd.read_csv(project / compare.TABLE_PATH)
+        assert list(table[BY]) == [2, 3, 4]
+        ours = {float(row.data.params[BY]): row.data.metrics["test/mse"] for row in rows(project)}
+        assert dict(zip(table[BY], table["test_mse"], strict=True)) == pytest.approx(ours, rel=1e-5)
+    finally:
+        for path in (project / compare.FOLDER).iterdir():
+            path.unlink()
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_take_less_than_ten_seconds(tmp_dir: Path, store: str) -> None:
+    """Start-up, reading them all, table and figure."""
+    (tmp_dir / ".dvc").mkdir()
+    client, experiment_id = open_store()
+    for number in range(1000):
+        add_to(client, experiment_id, 1 + number % 50, number // 50, 0.05 / (1 + number % 50), "a", "s")
+    started = time.perf_counter()
+    said = run(tmp_dir, "pipeline.compare", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store).stdout
+    assert "1000 runs on 1 curve(s)" in said
+    assert time.perf_counter() - started < 10

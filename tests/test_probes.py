@@ -1,0 +1,67 @@
+"""What a code is worth, on codes whose worth is known."""
+
+import numpy as np
+import pytest
+
+from pipeline.probes import accuracies, dead_dimensions, effective_rank
+
+
+def clusters(n: int, n_dimensions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten groups of points [n, n_dimensions], each around a corner of its own, and their labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 10
+    corners = 10 * np.eye(10, n_dimensions)
+    return (corners[labels] + generator.normal(size=(n, n_dimensions))).astype(np.float32), labels
+
+
+def test_separate_clusters_are_told_apart_and_noise_is_not() -> None:
+    """All right for ten clusters far apart; about a tenth right for labels that have nothing to do with the codes."""
+    codes, labels = clusters(500, 10, seed=0)
+    test_codes, test_labels = clusters(200, 10, seed=1)
+    assert accuracies(codes, labels, test_codes, test_labels) == {"logistic_regression": 1.0, "nearest_neighbours": 1.0}
+    shuffled = np.random.default_rng(2).permutation(test_labels)
+    noise = accuracies(codes, labels, test_codes, shuffled)
+    assert all(0.02 < accuracy < 0.2 for accuracy in noise.values())
+
+
+def test_a_ring_is_for_neighbours_not_for_a_line() -> None:
+    """A digit inside another one's ring is no linear matter."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(1000) % 2
+    angle = generator.uniform(0, 2 * np.pi, 1000)
+    codes = (1 + 4 * labels[:, None]) * np.column_stack([np.cos(angle), np.sin(angle)])
+    accuracy = accuracies(codes[:800], labels[:800], codes[800:], labels[800:])
+    assert accuracy["nearest_neighbours"] == 1
+    assert accuracy["logistic_regression"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("scales", "rank"),
+    [([1, 1, 1, 1], 4), ([1, 1, 0, 0], 2), ([1, 1e-9, 1e-9, 1e-9], 1), ([3, 1, 0, 0], 0.75**-0.75 * 0.25**-0.25)],
+)
+def test_effective_rank_by_hand(scales: list[float], rank: float) -> None:
+    """The number of equally strong directions, or exp of the strengths' entropy, wherever the codes lie."""
+    columns = np.column_stack([np.ones(100), np.random.default_rng(0).normal(size=(100, 4))])
+    basis = np.linalg.qr(columns)[0][:, 1:]  # orthonormal, each of mean 0
+    codes = basis * np.array(scales)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
+    assert effective_rank(codes) == pytest.approx(rank, rel=1e-5)
+    assert effective_rank(codes @ turn + 7) == pytest.approx(rank, rel=1e-5)
+
+
+def test_codes_that_never_change_have_rank_zero() -> None:
+    """Rather than a division by zero."""
+    assert effective_rank(np.ones((5, 3), np.float32)) == 0
+
+
+def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
+    """However much it varies; one of small variance that the image hangs on is alive."""
+    generator = np.random.default_rng(0)
+    codes = generator.normal(size=(50, 3)).astype(np.float32) * np.array([1, 0.001, 100], np.float32)
+    weights = generator.normal(size=(3, 784)).astype(np.float32) * np.array([[1], [1000], [0]], np.float32)
+
+    def decode(codes: np.ndarray) -> np.ndarray:
+        return codes @ weights
+
+    pixels = decode(codes) + generator.normal(size=(50, 784)).astype(np.float32)
+    assert dead_dimensions(codes, pixels, decode) == [2]
