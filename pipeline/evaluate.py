@@ -24,7 +24,7 @@ from pipeline.model import Architecture, load_model
 from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.pca import load_pca
-from pipeline.probes import accuracies, dead_dimensions, effective_rank
+from pipeline.probes import DEAD, accuracies, effective_rank, importance
 from pipeline.progress import announce_dataset
 
 SUMMARY_PATH = Path("reports/data.json")
@@ -36,13 +36,14 @@ PIXEL_PROBES_PATH = Path("data/baselines/pixel_probes.json")
 PCA_PROBES_PATH = Path("data/baselines/pca_probes.json")
 MODEL_PATH = Path("models/autoencoder.safetensors")
 METRICS_PATH = Path("reports/evaluate.json")
+DIMENSIONS_PATH = Path("reports/dimensions.csv")
 RECONSTRUCTIONS_PATH = Path("reports/figures/reconstructions.png")
 WORST_PATH = Path("reports/figures/worst.png")
 LATENT_PATH = Path("reports/figures/latent.png")
 MIDPOINTS_PATH = Path("reports/figures/midpoints.png")
 MANIFOLD_PATH = Path("reports/figures/manifold.png")
-# Test images that tell which latent dimensions are dead: each dimension wants them decoded once more.
-N_FOR_DEAD = 500
+# Each latent dimension wants these test images decoded once more.
+N_FOR_IMPORTANCE = 500
 
 
 def main() -> None:
@@ -70,17 +71,19 @@ def main() -> None:
         image_mse = ((reconstructions - pixels) ** 2).mean(axis=1, dtype=np.float64)
         metrics = measure(image_mse, test.labels, pca_mse, k)
         accuracy = accuracies(train_codes, train.labels, codes, test.labels)
-        dead = dead_dimensions(codes[:N_FOR_DEAD], pixels[:N_FOR_DEAD], decode)
+        shares = importance(codes[:N_FOR_IMPORTANCE], pixels[:N_FOR_IMPORTANCE], decode)
         content = {
             "dataset": dataset,
             "test": metrics,
-            "codes": {"effective_rank": effective_rank(codes), "n_dead": len(dead), "dead": dead},
+            "codes": {"effective_rank": effective_rank(codes), "n_dead": int((shares < DEAD).sum())},
             "accuracy": {
                 name: {"codes": value, "pca": pca_probes[name], "pixels": pixel_probes[name]}
                 for name, value in accuracy.items()
             },
         }
         write_out(METRICS_PATH, json.dumps(content, indent=2) + "\n")
+        columns = {"dimension": np.arange(1, k + 1), "std": codes.std(axis=0), "mse_growth_without": shares}
+        write_out(DIMENSIONS_PATH, pd.DataFrame(columns).to_csv(index=False, float_format="%.6g"))
 
         context = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
         by_pca = pca.reconstruct(pixels, k)

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 N_NEIGHBOURS = 5
 # A latent dimension without which the error grows by less than this share is dead.
-DEAD_SHARE = 0.001
+DEAD = 0.001
 
 
 def accuracies(
@@ -46,20 +46,15 @@ def effective_rank(codes: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def dead_dimensions(codes: np.ndarray, pixels: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]) -> list[int]:
-    """The latent dimensions, counted from 0, that the decoder does without.
-
-    With the dimension set to its mean the MSE of images [n, 784] from codes [n, k] grows by less than 0.1 %.
-    """
+def importance(codes: np.ndarray, pixels: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[k]: by what share the MSE of images [n, 784] from codes [n, k] grows with one latent dimension at its mean."""
 
     def mse(of: np.ndarray) -> float:
         return float(((decode(of) - pixels) ** 2).mean(dtype=np.float64))
 
-    whole = mse(codes)
-    dead = []
-    for dimension in range(codes.shape[1]):
+    def mse_without(dimension: int) -> float:
         without = codes.copy()
         without[:, dimension] = codes[:, dimension].mean()
-        if mse(without) < whole * (1 + DEAD_SHARE):
-            dead.append(dimension)
-    return dead
+        return mse(without)
+
+    return np.array([mse_without(dimension) for dimension in range(codes.shape[1])]) / mse(codes) - 1

@@ -67,7 +67,9 @@ def test_every_bottleneck_size_goes_through(workspace: Path, bottleneck_size: in
     pca = pd.read_csv(baselines.PCA_MSE_PATH)
     assert metrics["test"]["pca_mse"] == pca["test_mse"][bottleneck_size]
     assert 1 <= metrics["codes"]["effective_rank"] <= bottleneck_size
-    assert metrics["codes"]["n_dead"] == len(metrics["codes"]["dead"])
+    dimensions = pd.read_csv(evaluate.DIMENSIONS_PATH)
+    assert list(dimensions["dimension"]) == list(range(1, bottleneck_size + 1))
+    assert metrics["codes"]["n_dead"] == (dimensions["mse_growth_without"] < 0.001).sum()
     for accuracy in metrics["accuracy"].values():
         assert 0.7 < accuracy["pixels"] < 1
         assert 0.1 < accuracy["pca"] < 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.probes import accuracies, dead_dimensions, effective_rank
+from pipeline.probes import DEAD, accuracies, effective_rank, importance
 
 
 def clusters(n: int, n_dimensions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ def test_codes_that_never_change_have_rank_zero() -> None:
 
 
 def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
-    """However much it varies; one of small variance that the image hangs on is alive."""
+    """However much it varies; one of small variance that the image hangs on is alive, and how much so is known."""
     generator = np.random.default_rng(0)
     codes = generator.normal(size=(50, 3)).astype(np.float32) * np.array([1, 0.001, 100], np.float32)
     weights = generator.normal(size=(3, 784)).astype(np.float32) * np.array([[1], [1000], [0]], np.float32)
@@ -63,5 +63,8 @@ def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
     def decode(codes: np.ndarray) -> np.ndarray:
         return codes @ weights
 
-    pixels = decode(codes) + generator.normal(size=(50, 784)).astype(np.float32)
-    assert dead_dimensions(codes, pixels, decode) == [2]
+    noise = generator.normal(size=(50, 784)).astype(np.float32)
+    found = importance(codes, decode(codes) + noise, decode)
+    assert list(found < DEAD) == [False, False, True]
+    variance = codes[:, :2].var(axis=0) * (weights[:2] ** 2).mean(axis=1)
+    assert found[:2] == pytest.approx(variance / (noise**2).mean(), rel=0.1)
