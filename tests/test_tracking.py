@@ -60,6 +60,7 @@ def test_artifacts(project: Path, row: Run) -> None:
         "reports/history.csv",
         "reports/train.json",
         "reports/evaluate.json",
+        "reports/dimensions.csv",
         *(f"reports/figures/{name}.png" for name in ("reconstructions", "worst", "latent", "midpoints", "manifold")),
         "inputs/train.json",
         "inputs/evaluate.json",

@@ -225,7 +225,9 @@ def test_what_cannot_be_reproduced_at_all_is_misuse(committed: Path) -> None:
     git(committed, "commit", "-q", "-a", "-m", "a stopped run")
     done = run(committed, "pipeline.verify", ok=False)
     assert done.returncode == 2
-    assert "dvc.lock records no result for reports/evaluate.json, reports/figures/" in done.stderr
+    assert (
+        "dvc.lock records no result for reports/dimensions.csv, reports/evaluate.json, reports/figures/" in done.stderr
+    )
     git(committed, "rm", "-q", "--cached", "dvc.lock")
     git(committed, "commit", "-q", "-m", "no results")
     done = run(committed, "pipeline.verify", ok=False)
