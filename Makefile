@@ -55,7 +55,7 @@ run: setup
 	@$(BIN)/python -m pipeline.run
 
 sweep: setup
-	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(NAME),--name '$(NAME)')
+	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)')
 
 compare: setup
 	@$(BIN)/python -m pipeline.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)

@@ -5,7 +5,7 @@
 Reads MLflow's store and writes reports/compare/: runs.csv with a line for every run that is used, table.csv and
 table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes table and figure
 from runs.csv alone, without a store. Runs are on one curve if they differ in nothing but the parameter, the seed
-and `evaluate`: the same code and data, the same other parameters. What is left out is said.
+and `evaluate`: the same code of the stages, the same other parameters, `data` among them. What is left out is said.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from pipeline.errors import PipelineError, run_command
 from pipeline.figures import DATASET_TITLES, save_figure
 from pipeline.outs import write_out
 from pipeline.store import open_store
+from pipeline.sweep import sweeps_of
 
 FOLDER = Path("reports/compare")
 RUNS_PATH = FOLDER / "runs.csv"
@@ -60,7 +61,7 @@ METRICS = {
 # How the names of metrics end that do not depend on the seed.
 SEEDLESS = ("pca_mse", "mean_image_mse", "n_parameters", "regression_pca", "neighbours_pca", "_pixels")
 # What a timing depends on beside the parameters.
-TAGS = {"inputs.train": "inputs", "env.hardware": "hardware", "env.threads": "threads", "env.torch": "torch"}
+TAGS = {"code": "code", "env.hardware": "hardware", "env.threads": "threads", "env.torch": "torch"}
 MAX_CURVES = 5
 COLORS = matplotlib.color_sequences["petroff10"]
 MARKERS = "osD^v"
@@ -79,8 +80,9 @@ def main() -> None:
     parser.add_argument(
         "--by", default="model.bottleneck_size", help="the parameter on the x-axis (default: %(default)s)"
     )
-    parser.add_argument("--sweep", help="only runs with this MLflow tag `sweep`")
-    parser.add_argument("--redraw", action="store_true", help=f"from {RUNS_PATH}, without a store")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--sweep", help="only runs of this sweep")
+    source.add_argument("--redraw", action="store_true", help=f"from {RUNS_PATH}, without a store")
     arguments = parser.parse_args()
 
     runs = load_runs(RUNS_PATH) if arguments.redraw else find_runs(arguments.sweep)
@@ -90,11 +92,17 @@ def main() -> None:
     if not arguments.redraw:
         used = pd.concat([curve.runs for curve in curves])
         write_out(RUNS_PATH, used.to_csv(index=False))
-        draw_reconstructions(curves[0], arguments.by)
     table = summarise(curves, arguments.by)
     write_out(TABLE_PATH, table.to_csv(index=False, float_format="%.6g"))
     write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
     save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
+    if not arguments.redraw:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            draw_reconstructions(curves[0], arguments.by)
+        except (PipelineError, MlflowException, OSError) as error:
+            print(f"{RECONSTRUCTIONS_PATH} is left as it is: {error}")
     print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
     print(MARKDOWN_PATH.read_text())
 
@@ -106,16 +114,16 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
         PipelineError: there is none.
     """
     client, experiment_id = open_store()
-    conditions = ["attributes.status = 'FINISHED'", "metrics.`test/mse` > 0"]
-    if sweep is not None:
-        conditions.append(f"tags.sweep = '{sweep}'")
+    condition = "attributes.status = 'FINISHED' AND metrics.`test/mse` > 0"
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_runs([experiment_id], " AND ".join(conditions), max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
         found += page
         if (token := page.token) is None:
             break
+    if sweep is not None:
+        found = [run for run in found if sweep in sweeps_of(run.data.tags)]
     if not found:
         where = "" if sweep is None else f" with the tag sweep = {sweep!r}"
         raise PipelineError(f"the store has no finished run{where}; `make sweep` makes some, --redraw uses {RUNS_PATH}")
@@ -165,11 +173,16 @@ def split_into_curves(runs: pd.DataFrame, by: str) -> tuple[list[Curve], list[st
     params = [name for name in map(str, runs) if "." in name]
     if by not in params:
         raise PipelineError(f"--by {by}: the runs have no such parameter, but {', '.join(params)}")
-    same = ["inputs", *(name for name in params if name not in (by, SEED) and not name.startswith("evaluate."))]
+    same = ["code", *(name for name in params if name not in (by, SEED) and not name.startswith("evaluate."))]
     left_out = []
-    if n_unknown := int(runs[by].isna().sum()):
-        left_out.append(f"{n_unknown} runs without {by}")
-    newest = runs.dropna(subset=[by]).sort_values("started").drop_duplicates([*same, by, SEED], keep="last")
+    if n_old := int(runs["code"].isna().sum()):
+        left_out.append(f"{n_old} run(s) whose row does not tell the code, made before rows did")
+    known = runs.dropna(subset=["code", by]).sort_values("started")
+    if not all(isinstance(value, int | float) for value in known[by]):
+        known[by] = known[by].map(show)
+    newest = known.drop_duplicates([*same, by, SEED], keep="last")
+    if n_superseded := len(known) - len(newest):
+        left_out.append(f"{n_superseded} run(s) of points that a newer run has too")
     groups = [group for _, group in newest.groupby(same, dropna=False, sort=False)]
     groups.sort(key=lambda group: (group[by].nunique(), group["started"].max()), reverse=True)
     usable = [group for group in groups if group[by].nunique() > 1][:MAX_CURVES]
@@ -188,15 +201,13 @@ def split_into_curves(runs: pd.DataFrame, by: str) -> tuple[list[Curve], list[st
 
 
 def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str:
-    """In which parameters a group of runs differs from the first one; empty for that one."""
+    """In which parameters, or code, a group of runs differs from the first one; `main` for that one."""
     ours, theirs = group.iloc[0], first.iloc[0]
     changed = [
         name for name in same if ours[name] != theirs[name] and not (pd.isna(ours[name]) and pd.isna(theirs[name]))
     ]
-    parts = [f"{name}={show(ours[name])}" for name in changed if name != "inputs"]
-    if "inputs" in changed and not any(name.startswith("data.") for name in changed):
-        parts.append("other code")
-    return "; ".join(parts)
+    values = {name: f"code {ours[name][:6]}" if name == "code" else f"{name}={show(ours[name])}" for name in changed}
+    return "; ".join(values.values()) or "main"
 
 
 def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
@@ -208,12 +219,12 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
     for curve in curves:
         for value, runs in curve.runs.groupby(by):
             line: dict[str, Any] = {
-                "curve": curve.label or "main",
+                "curve": curve.label,
                 by: value,
                 "n_seeds": runs[SEED].nunique(),
             }
             for metric in METRICS.values():
-                line[metric] = runs[metric].mean()
+                line[metric] = int(runs[metric].iloc[0]) if metric == "n_parameters" else runs[metric].mean()
                 if not metric.endswith(SEEDLESS):
                     line[f"{metric}_std"] = runs[metric].std()
             lines.append(line)
@@ -248,14 +259,18 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
     names = ", ".join(DATASET_TITLES.get(name, name) for name in runs["data.dataset"].unique())
     machines = runs[["hardware", "threads", "torch"]].drop_duplicates().dropna()
     timed_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
-    on_all = table.iloc[0]
     notes = (
         f"Mean ± sample standard deviation over training seeds, on the test set of {names}, of the weights with the "
-        f"best validation MSE. Mean image: {on_all['mean_image_mse']:.4f}. Accuracies are those of classifiers fitted "
-        f"on the training images' codes, in parentheses on PCA codes of the same size; on pixels logistic regression "
-        f"has {on_all['logistic_regression_pixels']:.1%}, nearest neighbours "
-        f"{on_all['nearest_neighbours_pixels']:.1%}. Trained on {timed_on}."
+        "best validation MSE. Accuracies are those of classifiers fitted on the training images' codes, in "
+        f"parentheses on PCA codes of the same size. Trained on {timed_on}."
     )
+    for what, metric, form in (
+        ("the mean image's MSE", "mean_image_mse", ".4f"),
+        ("the accuracy of logistic regression on pixels", "logistic_regression_pixels", ".1%"),
+        ("that of nearest neighbours on pixels", "nearest_neighbours_pixels", ".1%"),
+    ):
+        if len(values := table[metric].dropna().unique()) == 1:
+            notes += f" For comparison, {what}: {values[0]:{form}}."
     return "\n".join([*lines, "", notes]) + "\n"
 
 
@@ -290,10 +305,12 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
             capsize=4,
             linewidth=2,
         )
-    pca = table.drop_duplicates(by).sort_values(by)
-    x = [places(value) for value in pca[by]]
-    ax.plot(x, pca["pca_mse"], "--", color="0.35", marker=".", label="PCA of the same size")
-    ax.axhline(table["mean_image_mse"].iloc[0], color="0.55", linestyle=":", label="mean image")
+    for metric, style in (("pca_mse", ".--"), ("mean_image_mse", ":")):
+        if (table.groupby(by)[metric].nunique() > 1).any():
+            continue  # the curves differ in it, and none of its values is that of all
+        lines = table.drop_duplicates(by).sort_values(by)
+        name = "PCA of the same size" if metric == "pca_mse" else "mean image"
+        ax.plot([places(value) for value in lines[by]], lines[metric], style, color="0.35", label=name)
     ax.set_yscale("log")
     for which in ("major", "minor"):
         ax.tick_params(axis="y", which=which, labelsize=11)
@@ -321,7 +338,11 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
 def draw_reconstructions(curve: Curve, by: str) -> None:
     """The first test image of each digit beside what each value of `by` makes of it, with the lowest seed.
 
-    Weights come from the store; says so where they, or the test images they were measured on, are not at hand.
+    Weights come from the store.
+
+    Raises:
+        PipelineError: the test images are not those that the runs were measured on, or the weights are not this code's.
+        MlflowException, OSError: the weights are not in the store.
     """
     import torch
 
@@ -333,10 +354,9 @@ def draw_reconstructions(curve: Curve, by: str) -> None:
     for run_id, value in zip(chosen["run"], chosen[by], strict=True):
         inputs = client.get_run(run_id).inputs
         entries = inputs.dataset_inputs if inputs else []
-        digests = {entry.dataset.digest for entry in entries if entry.tags[0].value == "test"}
+        digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == "test"}
         if not digests or digests != set(md5s([TEST_PATH]).values()):
-            print(f"{RECONSTRUCTIONS_PATH} is left as it is: {TEST_PATH} is not what the runs were measured on")
-            return
+            raise PipelineError(f"{TEST_PATH} is not what the runs were measured on")
         test = load_split(Path(TEST_PATH))
         shown = [int(np.flatnonzero(test.labels == digit)[0]) for digit in range(10)]
         pixels = test.pixels()[shown]
@@ -354,7 +374,7 @@ def draw_reconstructions(curve: Curve, by: str) -> None:
     ax.set_xticks([])
     ax.tick_params(length=0, labelsize=11)
     ax.spines[:].set_visible(False)
-    ax.set_title(f"The first test image of each digit, training seed {show(chosen[SEED].iloc[0])}", fontsize=13)
+    ax.set_title("The first test image of each digit, and its reconstructions", fontsize=13)
     save_figure(figure, RECONSTRUCTIONS_PATH)
 
 

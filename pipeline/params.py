@@ -116,7 +116,7 @@ def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingPr
         raise PipelineError(f"{path} must hold sections ({', '.join(Params.model_fields)}), got {values!r}")
     for name, value in changes.items():
         section, _, key = name.partition(".")
-        values.setdefault(section, {})[key] = value
+        values[section] = {**(values.get(section) or {}), key: value}
     try:
         return Params.model_validate(values)
     except ValidationError as error:

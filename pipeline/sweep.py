@@ -3,9 +3,9 @@
     python -m pipeline.sweep [-S NAME=VALUE,VALUE …] [--jobs N] [--name NAME]
 
 Without -S the grid is six bottleneck sizes × three seeds. A point is known by its parameters and the code: one
-that an experiment holds is not run again, and one that was stopped goes on from its checkpoint, so the same
-command goes on where the last one was interrupted. Each point is `dvc exp run --temp` and has a log of its own.
-Exit code 1: some points failed; the others were run all the same.
+that an experiment of a sweep holds is not run again, and one that was stopped goes on from its checkpoint, so the
+same command goes on where the last one was interrupted. The points run in copies of the workspace as it is at the
+start, so that it may be changed meanwhile. Exit code 1: some points failed; the others were run all the same.
 """
 
 import argparse
@@ -14,29 +14,34 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from pipeline import delivery, dvcfiles, processes, provenance, tracking
 from pipeline.errors import PipelineError, run_command
 from pipeline.params import Params, load_params, parse_values
 from pipeline.repository import main_root
-from pipeline.run import dvc, environment_of_stages
+from pipeline.run import dvc, environment_of_stages, mend_emptied_locks
 from pipeline.store import open_store
 from pipeline.sync import sync
 
 DEFAULT_GRID = ["model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2"]
-LOGS = Path(".dvc/tmp/sweep")
+FOLDER = Path(".dvc/tmp/sweep")  # logs
+COPIES = Path(".dvc/tmp/exps")  # where DVC has its own, so that `main_root` and `make tidy` know them
 SWEEP_TAG = "sweep"
+DVC = [sys.executable, "-m", "dvc"]
 # Rows have these in their name anyway.
 NAMED = {"model.bottleneck_size", "train.seed"}
 # How long an interrupted point may take to close its row and its files.
@@ -54,7 +59,7 @@ class Point:
 
     @property
     def log(self) -> Path:
-        return LOGS / f"{self.experiment}.log"
+        return FOLDER / f"{self.experiment}.log"
 
 
 @dataclass
@@ -90,41 +95,66 @@ def main() -> None:
         help=f"a parameter and its values; may be given several times (default: {' '.join(DEFAULT_GRID)})",
     )
     parser.add_argument("--jobs", type=int, help="points that run at once (default: cores / train.threads)")
-    parser.add_argument("--name", help="the value of the runs' MLflow tag `sweep` (default: what is varied)")
+    parser.add_argument("--name", help="what the runs' MLflow tag `sweep` says (default: the parameters of the grid)")
     arguments = parser.parse_args()
     if Path.cwd().resolve() != main_root():
         raise PipelineError(f"run this in the repository's root: cd {main_root()}")
     grid = parse_grid(arguments.set_param or DEFAULT_GRID)
     points = make_points(grid)
-    jobs = arguments.jobs or default_jobs(points)
+    jobs = default_jobs(points) if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise PipelineError(f"--jobs must be 1 or more, got {jobs}")
-    name = arguments.name or ",".join(short(name) for name, values in grid.items() if len(values) > 1) or "single"
+    name = arguments.name or default_name(grid)
 
-    # Shared by all points, so it is done before them, once.
-    dvc("repro", "--quiet", "baselines")
-    if tracking.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
-        sync()  # DVC will not run the workspace's own point again
-    done = finished(points)
-    waiting = [point for point in points if point.experiment not in done]
-    print(f"sweep {name!r}: {len(points)} points, {len(done)} done, {len(waiting)} to run, {jobs} at once", flush=True)
-    failed = run_points(waiting, jobs, n_points=len(points))
-    if tracking.is_on():
-        tag_rows(points, name)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(FOLDER / "lock", timeout=0):
+            failed = sweep(points, jobs, name)
+    except Timeout:
+        raise PipelineError("another sweep is running in this repository") from None
     if failed:
         print("\nfailed:", *(f"  {point.name}: {point.log}" for point in failed), sep="\n", file=sys.stderr)
         sys.exit(1)
 
 
+def sweep(points: list[Point], jobs: int, name: str) -> list[Point]:
+    """Run what is not done yet, and tag the rows of all that is; the points that failed."""
+    mend_emptied_locks(Path())
+    if not any(name.startswith("data.") for name in points[0].changes):
+        dvc("repro", "--quiet", "baselines")  # shared by all points, so it is done before them, once
+    if tracking.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
+        attempt(sync)  # DVC will not run the workspace's own point again
+    done = finished(points)
+    waiting = [point for point in points if point.experiment not in done]
+    print(f"sweep {name!r}: {len(points)} points, {len(done)} done, {len(waiting)} to run, {jobs} at once", flush=True)
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
+    try:
+        with processes.sigterm_as_exit(), copies(min(jobs, len(waiting))) as folders:
+            return run_points(waiting, folders, n_points=len(points))
+    finally:
+        if tracking.is_on():
+            attempt(lambda: tag_rows(points, name))
+
+
+def attempt(call: Callable[[], object]) -> None:
+    """The results do not depend on a store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        call()
+    except (PipelineError, MlflowException) as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
 def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
-    """{'model.bottleneck_size': [2, 4], …} of `name=value,value` arguments.
+    """{'model.bottleneck_size': [2, 4], …} of `name=value,value` arguments, several of which may be in one.
 
     Raises:
         PipelineError: an argument is no `name=values`, or names one twice.
     """
     grid: dict[str, list[Any]] = {}
     for argument in arguments:
-        for part in argument.split():
+        for part in re.split(r"\s+(?=[\w.]+=)", argument.strip()):
             name, equals, values = part.partition("=")
             if not equals or not values:
                 raise PipelineError(f"-S wants a parameter and its values, as train.lr=0.001,0.005; got {part!r}")
@@ -135,34 +165,35 @@ def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
 
 
 def make_points(grid: dict[str, list[Any]]) -> list[Point]:
-    """The grid's points, the last parameter varying slowest, so that whole curves appear early.
+    """The grid's points, the first parameter varying fastest, so that whole curves appear early.
 
     Raises:
         PipelineError: a point has values that are not allowed.
     """
-    code = dvcfiles.md5s(
-        ["dvc.yaml", *sorted({path for stage in dvcfiles.all_stages() for path in dvcfiles.declared(stage)["deps"]})]
-    )
-    code = {path: md5 for path, md5 in code.items() if path.endswith((".py", ".yaml"))}
+    code = tracking.code_of_stages()
+    varied = [name for name in grid if name not in NAMED and len(grid[name]) > 1]
     points: dict[str, Point] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):
         changes = dict(zip(grid, reversed(reversed_values), strict=True))
         params = load_params(changes=changes)
-        extra = [
-            f"{short(name)}={value}" for name, value in changes.items() if name not in NAMED and len(grid[name]) > 1
-        ]
-        name = " ".join([tracking.run_name(params), *extra])
+        name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
         content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
-        readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")
+        readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
         point = Point(changes, params, name, f"{readable}-{hashlib.sha256(content.encode()).hexdigest()[:8]}")
         points.setdefault(point.experiment, point)
     return list(points.values())
 
 
+def default_name(grid: dict[str, list[Any]]) -> str:
+    """`bottleneck_size,seed`, with the value of a parameter that has only one."""
+    return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
+
+
 def default_jobs(points: list[Point]) -> int:
     """As many points at once as the machine has cores for their threads."""
-    threads = max(point.params.train.threads if point.params.train.threads != "auto" else 10_000 for point in points)
-    return max(1, (os.cpu_count() or 1) // threads)
+    cores = os.cpu_count() or 1
+    threads = max(cores if point.params.train.threads == "auto" else point.params.train.threads for point in points)
+    return max(1, cores // threads)
 
 
 def finished(points: list[Point]) -> dict[str, str]:
@@ -173,44 +204,73 @@ def finished(points: list[Point]) -> dict[str, str]:
     }
 
 
-def run_points(points: list[Point], jobs: int, n_points: int) -> list[Point]:
-    """Run points, `jobs` at once; those that failed. An interruption stops all of them and then goes on as such."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    progress = Progress(n_points, jobs, n_done=n_points - len(points))
-    waiting = deque(points)
-    running: dict[subprocess.Popen[bytes], tuple[Point, float]] = {}
+@contextmanager
+def copies(n: int) -> Iterator[list[Path]]:
+    """Clones of this repository, with the workspace's changes to tracked files and DVC's cache; deleted afterwards.
+
+    Experiments in one repository would share a queue in which DVC stashes the workspace, one at a time.
+    """
+    root = main_root()
+    state = git(root, "-c", "user.name=sweep", "-c", "user.email=sweep@localhost", "stash", "create") or "HEAD"
+    commit = git(root, "rev-parse", state)
+    cache = subprocess.check_output([*DVC, "cache", "dir"], text=True).strip()
+    folders = [root / COPIES / f"sweep-{os.getpid()}-{number}" for number in range(n)]
     try:
-        with processes.sigterm_as_exit():
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    point = waiting.popleft()
-                    running[start(point)] = (point, time.monotonic())
-                for process in [process for process in running if process.poll() is not None]:
-                    point, started = running.pop(process)
-                    what = result(point) if process.returncode == 0 else None
-                    if what is None:
-                        progress.failed.append(point)
-                    else:
-                        progress.n_done += 1
-                    others = [other for other, _ in running.values()]
-                    progress.on_end(point, what or f"FAILED, see {point.log},", time.monotonic() - started, others)
-                time.sleep(0.1)
+        for folder in folders:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            git(root, "clone", "--quiet", "--shared", str(root), str(folder))
+            git(folder, "checkout", "--quiet", "--detach", git(root, "rev-parse", "HEAD"))
+            git(folder, "read-tree", "-u", "--reset", commit)
+            git(folder, "reset", "--quiet")
+            if (local := root / ".dvc/config.local").is_file():
+                shutil.copy(local, folder / ".dvc/config.local")
+            subprocess.run(
+                [sys.executable, "-m", "dvc", "config", "--local", "cache.dir", str(root / cache)],
+                cwd=folder,
+                check=True,
+            )
+        yield folders
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[Point]:
+    """Run points, one at a time in each folder; those that failed. An interruption stops all of them."""
+    progress = Progress(n_points, len(folders), n_done=n_points - len(points))
+    waiting, idle = deque(points), list(folders)
+    running: dict[subprocess.Popen[bytes], tuple[Point, Path, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                point, folder = waiting.popleft(), idle.pop()
+                running[start(point, folder)] = (point, folder, time.monotonic())
+            for process in [process for process in running if process.poll() is not None]:
+                point, folder, started = running.pop(process)
+                idle.append(folder)
+                what = collect(point, folder)
+                if what is None:
+                    progress.failed.append(point)
+                else:
+                    progress.n_done += 1
+                others = [other for other, *_ in running.values()]
+                progress.on_end(point, what or f"FAILED, see {point.log},", time.monotonic() - started, others)
+            time.sleep(0.1)
     finally:
         if running:
             stop(running)
-            print(
-                f"stopped; {progress.n_done} of {n_points} points are done, the same command goes on", file=sys.stderr
-            )
+            n_done = progress.n_done
+            print(f"stopped; {n_done} of {n_points} points are done, the same command goes on", file=sys.stderr)
     return progress.failed
 
 
-def start(point: Point) -> subprocess.Popen[bytes]:
-    """DVC on one point, in a folder and a session of its own, so that a terminal's Ctrl-C reaches the sweep alone."""
+def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
+    """DVC on one point, in a session of its own, so that a terminal's Ctrl-C reaches the sweep alone."""
     settings = [argument for name, value in point.changes.items() for argument in ("-S", f"{name}={json.dumps(value)}")]
-    command = ["--wait-for-lock", "exp", "run", "--temp", "--name", point.experiment, *settings]
     with point.log.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", *command],
+            [*DVC, "exp", "run", "--name", point.experiment, *settings],
+            cwd=folder,
             env=environment_of_stages() | {"MLFLOW_RUN_NAME": point.name},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -219,8 +279,18 @@ def start(point: Point) -> subprocess.Popen[bytes]:
         )
 
 
+def collect(point: Point, folder: Path) -> str | None:
+    """Bring a point's experiment into this repository: `test MSE 0.0338`; None if there is none."""
+    git(main_root(), "fetch", "--quiet", str(folder), f"refs/exps/*/{point.experiment}:refs/exps/*/{point.experiment}")
+    commit = finished([point]).get(point.experiment)
+    metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
+    return f"test MSE {json.loads(metrics)['test']['mse']:.4f}" if metrics else None
+
+
 def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
     """Ctrl-C for each point, which closes its MLflow row; SIGKILL for what has not ended in time."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave points that run on
     deadline = time.monotonic() + STOP_SECONDS
     for number in (signal.SIGINT, signal.SIGKILL):
         for process in running:
@@ -233,15 +303,8 @@ def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
                 continue
 
 
-def result(point: Point) -> str | None:
-    """`test MSE 0.0338` of a point that has just ended; None if no experiment holds it."""
-    commit = finished([point]).get(point.experiment)
-    metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
-    return f"test MSE {json.loads(metrics)['test']['mse']:.4f}" if metrics else None
-
-
 def tag_rows(points: list[Point], name: str) -> None:
-    """The tag `sweep` for the MLflow rows of all points that are done, whoever ran them, and whenever."""
+    """This sweep's name in the tag `sweep` of the MLflow rows of all points that are done, whoever ran them."""
     client, experiment_id = open_store()
     missing = []
     commits = finished(points)
@@ -253,10 +316,27 @@ def tag_rows(points: list[Point], name: str) -> None:
         row = delivery.find_training(client, experiment_id, tracking.fingerprint(point.params, outs))
         if row is None:
             missing.append(point.name)
-        elif row.data.tags.get(SWEEP_TAG) != name:
-            client.set_tag(row.info.run_id, SWEEP_TAG, name)
+        elif name not in (names := sweeps_of(row.data.tags)):
+            client.set_tag(row.info.run_id, SWEEP_TAG, " | ".join([*names, name]))
     if missing:
         print(f"note: the MLflow store has no row of {', '.join(missing)}; it was another one, or `make sync` helps")
+
+
+def sweeps_of(tags: dict[str, str]) -> list[str]:
+    """The names of the sweeps that a row belongs to."""
+    return tags[SWEEP_TAG].split(" | ") if SWEEP_TAG in tags else []
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """A git command's output.
+
+    Raises:
+        PipelineError: it failed.
+    """
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise PipelineError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def digest(experiment: str) -> str:

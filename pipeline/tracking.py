@@ -13,6 +13,7 @@ PIPELINE_TRACKING=0 in the environment switches all of it off.
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class TrainingRun:
         self._continued = continued
         self._delivery: subprocess.Popen[bytes] | None = None
         self._model: list[Event] = []
-        self._training_seconds = 0.0
+        self._training_seconds = math.nan if continued.epochs else 0.0
         self._incomplete = False
         self._warned = False
 
@@ -118,12 +119,10 @@ class TrainingRun:
     def log_epoch(self, record: dict[str, float], *, epoch_seconds: float, **timings: float) -> None:
         """One epoch: the history's columns, and timings, which only MLflow keeps.
 
-        With their sum so far, unless the training was stopped: what its first part took is not known.
+        With their sum so far, which is no number once a training was stopped: what was lost is not known.
         """
-        timings["epoch_seconds"] = epoch_seconds
-        if not self._continued.epochs:
-            self._training_seconds += epoch_seconds
-            timings["training_seconds"] = self._training_seconds
+        self._training_seconds += epoch_seconds
+        timings |= {"epoch_seconds": epoch_seconds, "training_seconds": self._training_seconds}
         self.attempt(lambda: self._write_epoch(record, timings))
 
     def _write_epoch(self, record: dict[str, float], timings: dict[str, float]) -> None:
@@ -252,7 +251,9 @@ def is_on() -> bool:
 
 def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
     """A hash of all parameters and of everything that training wrote: {path: MD5}, by default the workspace's."""
-    return _hash({"params": params.flat(), "outs": outs or dvcfiles.md5s(dvcfiles.declared("train")["outs"])})
+    if outs is None:
+        outs = dvcfiles.md5s(dvcfiles.declared("train")["outs"])
+    return _hash({"params": params.flat(), "outs": outs})
 
 
 def evaluation_hash() -> str:
@@ -265,6 +266,12 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def code_of_stages() -> dict[str, str]:
+    """{path: MD5} of every Python file that some stage depends on."""
+    deps = {path for stage in dvcfiles.all_stages() for path in dvcfiles.declared(stage)["deps"]}
+    return dvcfiles.md5s(sorted(path for path in deps if path.endswith(".py")))
+
+
 def run_name(params: "Params") -> str:
     """A row's name, after what is usually compared; MLFLOW_RUN_NAME says another one."""
     prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
@@ -274,14 +281,13 @@ def run_name(params: "Params") -> str:
 def _start(params: "Params", tags: dict[str, str]) -> Event:
     """The first event: all parameters, and the row's name."""
     owner = processes.identity()
-    # One hash of the code and the data of a training: rows with another one do not compare.
-    inputs = {"inputs.train": _hash(dvcfiles.md5s(dvcfiles.declared("train")["deps"]))[:16]}
+    code = {"code": _hash(code_of_stages())[:16]}  # rows of other code do not compare
     return {
         "kind": "start",
         "store": store.store_name(store.tracking_uri(main_root()), main_root()),
         "experiment": store.experiment_name(),
         "name": os.environ.get("MLFLOW_RUN_NAME") or run_name(params),
-        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | inputs | tags,
+        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | code | tags,
         "params": {name: str(value) for name, value in params.flat().items()},
         "owner": owner,
     }

@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError, run_command
 from pipeline.redaction import redact
 from pipeline.repository import main_root
 from pipeline.store import is_server, open_store, tracking_uri
+from pipeline.sweep import sweeps_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +82,8 @@ def comparisons(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
     )
     ids: dict[str, list[str]] = {}
     for run in runs:
-        ids.setdefault(run.data.tags["sweep"], []).append(run.info.run_id)
+        for name in sweeps_of(run.data.tags):
+            ids.setdefault(name, []).append(run.info.run_id)
     experiments = quote(json.dumps([experiment_id]))
     return {
         name: f"/#/compare-runs?runs={quote(json.dumps(found[:MOST_COMPARED]))}&experiments={experiments}"

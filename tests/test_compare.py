@@ -26,14 +26,14 @@ def add_run(tmp_dir: Path, store: str) -> AddRun:
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
 
-    def add(k: int, seed: int = 0, mse: float = 0.01, inputs: str = "a", sweep: str = "s", **changes: Any) -> str:
-        return add_to(client, experiment_id, k, seed, mse, inputs, sweep, **changes)
+    def add(k: int, seed: int = 0, mse: float = 0.01, code: str = "a" * 16, sweep: str = "s", **changes: Any) -> str:
+        return add_to(client, experiment_id, k, seed, mse, code, sweep, **changes)
 
     return add
 
 
 def add_to(
-    client: MlflowClient, experiment_id: str, k: int, seed: int, mse: float, inputs: str, sweep: str, **changes: Any
+    client: MlflowClient, experiment_id: str, k: int, seed: int, mse: float, code: str, sweep: str, **changes: Any
 ) -> str:
     params = small_params(model__bottleneck_size=k, train__seed=seed, **changes).flat()
     metrics = {
@@ -51,7 +51,7 @@ def add_to(
         "time/training_seconds": 60 + seed,
     }
     run_id = client.create_run(experiment_id).info.run_id
-    tags = {"inputs.train": inputs, "sweep": sweep, "env.hardware": "a CPU", "env.threads": "2", "env.torch": "2.15.0"}
+    tags = {"code": code, "sweep": sweep, "env.hardware": "a CPU", "env.threads": "2", "env.torch": "2.15.0"}
     client.log_batch(
         run_id,
         [Metric(name, value, 0, 0) for name, value in metrics.items()],
@@ -83,7 +83,7 @@ def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
     assert "| 55.0% ± 7.1% (40.0%) | 1.5 ± 0.0 | 2,000 | 60 ± 1 s |" in text
     assert "| 4 | 1 | 0.0200 | 16.99 | 0.0150 | 1.333 | 50.0% (40.0%) |" in text
     assert "| 50.0% (40.0%) | 1.5 | 4,000 | 60 s |" in text
-    assert "on pixels logistic regression has 90.0%, nearest neighbours 90.0%" in text
+    assert "the accuracy of logistic regression on pixels: 90.0%." in text
     assert "Trained on a CPU, 2 threads, torch 2.15.0." in text
 
 
@@ -93,11 +93,21 @@ def test_only_runs_that_compare_are_on_one_curve(add_run: AddRun) -> None:
         add_run(k)
     for k in (2, 4):
         add_run(k, train__n_epochs=7, evaluate__manifold_size=9)
-    add_run(2, inputs="b")
-    add_run(4, inputs="b", data__train_ratio=0.5)
+    for code in ("b" * 16, "c" * 16):
+        for k in (2, 4):
+            add_run(k, code=code)
+    add_run(4, code="d" * 16, data__train_ratio=0.5)
     found, left_out = curves()
-    assert [(curve.label, list(curve.runs[BY])) for curve in found] == [("", [2, 4, 8]), ("train.n_epochs=7", [2, 4])]
-    assert left_out == [f"1 run(s), {BY} 4: data.train_ratio=0.5", f"1 run(s), {BY} 2: other code"]
+    assert [(curve.label, list(curve.runs[BY])) for curve in found] == [
+        ("main", [2, 4, 8]),
+        ("code cccccc", [2, 4]),
+        ("code bbbbbb", [2, 4]),
+        ("train.n_epochs=7", [2, 4]),
+    ]
+    assert left_out == [f"1 run(s), {BY} 4: code dddddd; data.train_ratio=0.5"]
+    figure = compare.draw_mse(compare.summarise(found, BY), found, BY)
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    assert {"autoencoder", "autoencoder, code cccccc", "autoencoder, train.n_epochs=7"} <= set(names)
 
 
 def test_of_one_point_the_newest_run_counts(add_run: AddRun) -> None:
@@ -106,13 +116,21 @@ def test_of_one_point_the_newest_run_counts(add_run: AddRun) -> None:
     add_run(4)
     time.sleep(0.01)
     newest = add_run(2, mse=0.04)
-    (curve,), _ = curves()
+    (curve,), left_out = curves()
+    assert left_out == ["1 run(s) of points that a newer run has too"]
     assert curve.runs["run"].iloc[0] == newest
     assert len(curve.runs) == 2
 
 
 def test_any_parameter_can_be_the_axis(add_run: AddRun) -> None:
-    """Numbers and names alike; only runs of a sweep, if it is named."""
+    """Numbers and names alike, and what decides the data; only runs of a sweep, if it is named."""
+    for ratio in (0.5, 0.8):
+        add_run(2, data__train_ratio=ratio, sweep="it's | another")
+    (curve,), left_out = curves("data.train_ratio", "it's")
+    assert (list(curve.runs["data.train_ratio"]), left_out) == ([0.5, 0.8], [])
+    for threads in (2, "auto"):
+        add_run(2, train__threads=threads, sweep="threads")
+    assert list(curves("train.threads", "threads")[0][0].runs["train.threads"]) == ["2", "auto"]
     for schedule in ("one_cycle", "constant"):
         add_run(2, train__schedule=schedule, sweep="schedules")
     add_run(4)
@@ -181,7 +199,7 @@ def test_a_thousand_runs_take_less_than_ten_seconds(tmp_dir: Path, store: str) -
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
     for number in range(1000):
-        add_to(client, experiment_id, 1 + number % 50, number // 50, 0.05 / (1 + number % 50), "a", "s")
+        add_to(client, experiment_id, 1 + number % 50, number // 50, 0.05 / (1 + number % 50), "a" * 16, "s")
     started = time.perf_counter()
     said = run(tmp_dir, "pipeline.compare", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store).stdout
     assert "1000 runs on 1 curve(s)" in said

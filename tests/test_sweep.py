@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from pipeline import sweep
 from pipeline.errors import PipelineError
 from pipeline.params import load_params
-from tests.helpers import copy_project, environment, git, rows, run, small_params, write_params
+from tests.helpers import copy_project, environment, git, rows, run, small_params, wait_until, write_params
 
 
 @pytest.fixture
@@ -102,9 +101,9 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
     assert sorted(row.info.run_name for row in found) == [
         f"digits k={k} seed={seed}" for k in (2, 3) for seed in (0, 1)
     ]
-    assert {row.data.tags["sweep"] for row in found} == {"bottleneck_size,seed"}
+    assert {row.data.tags["sweep"] for row in found} == {"bottleneck_size,seed,device=cpu"}
     assert all("test/mse" in row.data.metrics for row in found)
-    logs = [path.read_text() for path in (workspace / ".dvc/tmp/sweep").iterdir()]
+    logs = [path.read_text() for path in (workspace / ".dvc/tmp/sweep").glob("*.log")]
     assert len(logs) == 4
     assert not any("Running stage 'prepare'" in log for log in logs)
 
@@ -117,15 +116,15 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
     assert "cuda:99 is not on this machine" in Path(failed[0].partition(": ")[2]).read_text()
     assert len(rows(workspace)) == 4
     tags = {row.info.run_name: row.data.tags["sweep"] for row in rows(workspace)}
-    assert tags["digits k=2 seed=0"] == "second"
-    assert tags["digits k=2 seed=1"] == "bottleneck_size,seed"
+    assert tags["digits k=2 seed=0"] == "bottleneck_size,seed,device=cpu | second"
+    assert tags["digits k=2 seed=1"] == "bottleneck_size,seed,device=cpu"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -> None:
-    """What ran is stopped and its row KILLED; the same command runs the rest, and nothing twice."""
-    grid = ["-S", "train.seed=0,1,2", "--jobs", "1"]
+    """What ran is stopped, its row KILLED; the same command goes on in that row, runs the rest, and nothing twice."""
+    grid = ["-S", "train.seed=0,1,2 train.n_epochs=150", "--jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.sweep", *grid],
         cwd=workspace,
@@ -138,13 +137,15 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     assert process.stdout is not None
     first = next(line for line in process.stdout if line.startswith("digits k="))
     assert first.startswith("digits k=2 seed=0: test MSE")
-    time.sleep(4)  # into the second point
+    wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode in (130, 143)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert "points are done, the same command goes on" in err
     assert "Traceback" not in out + err
     n_done = 1 + out.count("test MSE")
+    assert [row.info.status for row in rows(workspace)].count("KILLED") == 1
+    assert not list((workspace / ".dvc/tmp/exps").iterdir())
     again = run(workspace, "pipeline.sweep", *grid)
     assert f"3 points, {n_done} done, {3 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]

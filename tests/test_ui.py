@@ -1,5 +1,6 @@
 """`make ui` in a real browser: the link opens the table of runs, and runs compare side by side."""
 
+import itertools
 import json
 import re
 import shutil
@@ -59,7 +60,7 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         text=True,
     )
     assert server.stdout is not None
-    text = "".join(iter(server.stdout.readline, "Ctrl-C ends it.\n"))
+    text = "".join(itertools.takewhile(lambda line: line != "Ctrl-C ends it.\n", server.stdout))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser.new_page(viewport={"width": 2400, "height": 2400}), text
