@@ -73,7 +73,7 @@ tidy: setup
 	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
 
 bench: setup
-	@for name in throughput time_to_quality quality recipe growth overhead checkpoint tracking table; do \
+	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \
 	    $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 review: setup

@@ -4,9 +4,8 @@
 
 All loops train the original's network with 5 layers and bottleneck size 10 in batches of 256, one after another
 in ROUNDS rounds of an epoch each: with fewer images they would stay in the processor's cache. Where the processor
-computes bfloat16 itself, the project's loop is measured in it too; where there is a CUDA GPU, a whole training at
-the committed parameters is measured on it and beside the original's loop there. Needs data/prepared and data/raw;
-writes reports/benchmarks/throughput.json.
+computes bfloat16 itself, the project's loop is measured in it too. Needs data/prepared and data/raw; writes
+reports/benchmarks/throughput.json.
 """
 
 import tempfile
@@ -26,7 +25,6 @@ from torchvision.transforms import ToTensor
 
 from benchmarks.common import committed_params, load_pixels, machine, native_precisions, spread, write_result
 from benchmarks.seed import BATCH_SIZE, seed_epoch, seed_network
-from pipeline.model import Architecture, AutoEncoder
 from pipeline.params import TrainParams, load_params
 from pipeline.repository import main_root
 from pipeline.training import PRECISIONS, EpochRecord, fit
@@ -63,7 +61,6 @@ def main() -> None:
         "speedup_over_seed_float32": round(medians["seed"] / medians["float32"], 2),
         "speedup_over_dataloader": round(medians["dataloader"] / medians[fastest], 2),
         "share_of_floor": {p: round(medians[f"floor_{p}"] / medians[p], 3) for p in native_precisions()},
-        "cuda": cuda_seconds() if torch.cuda.is_available() else None,
     }
     write_result("throughput", result)
 
@@ -130,32 +127,6 @@ def seconds_of_matrix_products(precision: str, n_steps: int) -> float:
             if number > 0:  # nobody asks for the gradient of the images
                 after @ weight
     return time.perf_counter() - started
-
-
-def cuda_seconds() -> dict[str, Any]:
-    """Whole trainings at the committed parameters on the first GPU, and the original's loop there, alternating."""
-    params = load_params()
-    train = load_pixels("train", "cuda")
-    ours: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
-    seeds: list[float] = []
-    for _ in range(3):
-        for precision in PRECISIONS:
-            model = AutoEncoder(Architecture.from_params(params.model)).to("cuda")
-            changed = params.train.model_copy(update={"precision": precision})
-            ours[precision].append(training_seconds(model, train, changed))
-        original = seed_network(params.model.bottleneck_size, params.model.n_layers or N_LAYERS).to("cuda")
-        optimizer = torch.optim.Adam(original.parameters())
-        started = time.perf_counter()
-        for _ in range(params.train.n_epochs):
-            sum(seed_epoch(original, optimizer, train))
-        seeds.append(time.perf_counter() - started)
-    fastest = min(spread(values)["median"] for values in ours.values())
-    return {
-        "machine": machine("cuda:0"),
-        "n_epochs": params.train.n_epochs,
-        "training_seconds": {name: spread(values) for name, values in (ours | {"seed": seeds}).items()},
-        "speedup_over_seed": round(spread(seeds)["median"] / fastest, 1),
-    }
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def environment(**changes: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     identity = {"GIT_AUTHOR_NAME": "Test", "GIT_AUTHOR_EMAIL": "test@example.com"}
     identity |= {"GIT_COMMITTER_NAME": "Test", "GIT_COMMITTER_EMAIL": "test@example.com"}
-    return inherited | identity | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | changes
+    # By default threads that wait for each other spin, and slow whatever runs beside them several times.
+    settings = {"PATH": path, "DVC_NO_ANALYTICS": "1", "GOMP_SPINCOUNT": "1000"}
+    return inherited | identity | settings | changes
 
 
 def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -83,6 +83,15 @@ def test_the_speed_is_what_was_measured() -> None:
     ]
 
 
+def test_the_speed_on_a_gpu_is_what_was_measured() -> None:
+    """The README's sentence has the numbers of reports/benchmarks/cuda.json."""
+    cuda = json.loads((PROJECT / "reports/benchmarks/cuda.json").read_text())
+    seconds = cuda["training_seconds"][cuda["fastest_precision"]]["median"]
+    said = f"of all {cuda['n_epochs']} epochs take {seconds:.1f} s, {cuda['speedup_over_seed']} times as fast as the"
+    assert f"on one NVIDIA H100 the training steps {said} original's loop" in " ".join(README.split())
+    assert "NVIDIA H100" in cuda["machine"]["hardware"]
+
+
 def test_checkpoints_cost_what_was_measured() -> None:
     """The README's sentence has the numbers of reports/benchmarks/checkpoint.json; the limit is 3 % of training."""
     measured = json.loads((PROJECT / "reports/benchmarks/checkpoint.json").read_text())

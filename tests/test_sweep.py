@@ -124,7 +124,7 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -> None:
     """What ran is stopped, its row KILLED; the same command goes on in that row, runs the rest, and nothing twice."""
-    grid = ["-S", "train.seed=0,1,2 train.n_epochs=150", "--jobs", "1"]
+    grid = ["-S", "train.seed=0,1,2 train.n_epochs=100", "--jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.sweep", *grid],
         cwd=workspace,
