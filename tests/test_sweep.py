@@ -124,7 +124,7 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -> None:
     """What ran is stopped, its row KILLED; the same command goes on in that row, runs the rest, and nothing twice."""
-    grid = ["-S", "train.seed=0,1,2 train.n_epochs=100", "--jobs", "1"]
+    grid = ["-S", "train.seed=0,1 train.n_epochs=300", "--jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.sweep", *grid],
         cwd=workspace,
@@ -147,6 +147,6 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     assert [row.info.status for row in rows(workspace)].count("KILLED") == 1
     assert not list((workspace / ".dvc/tmp/exps").iterdir())
     again = run(workspace, "pipeline.sweep", *grid)
-    assert f"3 points, {n_done} done, {3 - n_done} to run" in again.stdout
+    assert f"2 points, {n_done} done, {2 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
-    assert sorted(finished) == [f"digits k=2 seed={seed}" for seed in (0, 1, 2)]
+    assert sorted(finished) == [f"digits k=2 seed={seed}" for seed in (0, 1)]
