@@ -10,6 +10,7 @@ and `evaluate`: the same code of the stages, the same other parameters, `data` a
 
 import argparse
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -99,6 +100,7 @@ def main() -> None:
     if not arguments.redraw:
         from mlflow.exceptions import MlflowException
 
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
             draw_reconstructions(curves[0], arguments.by)
         except (PipelineError, MlflowException, OSError) as error:
@@ -242,9 +244,9 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         cells = [
             show(row[by]),
             str(row["n_seeds"]),
-            mean_and_std(row, "test_mse", ".4f"),
+            mean_and_std(row, "test_mse", ".5f"),
             mean_and_std(row, "test_psnr_db", ".2f"),
-            f"{row['pca_mse']:.4f}",
+            f"{row['pca_mse']:.5f}",
             mean_and_std(row, "ratio_to_pca", ".3f"),
             *(
                 f"{mean_and_std(row, probe, '.1%')} ({row[f'{probe}_pca']:.1%})" if row[probe] > 0 else ""
@@ -264,13 +266,17 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         "best validation MSE. Accuracies are those of classifiers fitted on the training images' codes, in "
         f"parentheses on PCA codes of the same size. Trained on {timed_on}."
     )
-    for what, metric, form in (
-        ("the mean image's MSE", "mean_image_mse", ".4f"),
-        ("the accuracy of logistic regression on pixels", "logistic_regression_pixels", ".1%"),
-        ("that of nearest neighbours on pixels", "nearest_neighbours_pixels", ".1%"),
-    ):
-        if len(values := table[metric].dropna().unique()) == 1:
-            notes += f" For comparison, {what}: {values[0]:{form}}."
+    references = [
+        f"{what}: {values[0]:{form}}"
+        for what, metric, form in (
+            ("the mean image's MSE", "mean_image_mse", ".5f"),
+            ("the accuracy of logistic regression on pixels", "logistic_regression_pixels", ".1%"),
+            ("that of nearest neighbours on pixels", "nearest_neighbours_pixels", ".1%"),
+        )
+        if len(values := table[metric].dropna().unique()) == 1
+    ]
+    if references:
+        notes += f" For comparison, {'; '.join(references)}."
     return "\n".join([*lines, "", notes]) + "\n"
 
 
@@ -365,12 +371,11 @@ def draw_reconstructions(curve: Curve, by: str) -> None:
             rows.append((show(value), model(torch.from_numpy(pixels)).numpy()))
     image = np.concatenate([pixels, *(images for _, images in rows)]).reshape(-1, 10, 28, 28)
     picture = image.transpose(0, 2, 1, 3).reshape(-1, 280)
-    figure = Figure(figsize=(8, 0.8 * len(image) + 0.9), layout="constrained")
+    figure = Figure(figsize=(8, 0.65 * (len(rows) + 1) + 0.6), layout="constrained")
     ax = figure.subplots()
     ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_yticks(
-        14 + 28 * np.arange(len(image)), ["original", *(f"{by.partition('.')[2]} {name}" for name, _ in rows)]
-    )
+    name = "k" if by == "model.bottleneck_size" else by.partition(".")[2]
+    ax.set_yticks(14 + 28 * np.arange(len(image)), ["original", *(f"{name} = {value}" for value, _ in rows)])
     ax.set_xticks([])
     ax.tick_params(length=0, labelsize=11)
     ax.spines[:].set_visible(False)

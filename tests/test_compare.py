@@ -80,11 +80,11 @@ def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
     assert list(table["pca_mse"]) == pytest.approx([0.03, 0.015])
     assert list(table["training_seconds"]) == pytest.approx([60.5, 60])
     text = compare.as_markdown(table, curves()[0], BY)
-    assert "| 2 | 2 | 0.0400 ± 0.0141 | 14.12 ± 1.57 | 0.0300 | 1.333 ± 0.471 | 55.0% ± 7.1% (40.0%) |" in text
+    assert "| 2 | 2 | 0.04000 ± 0.01414 | 14.12 ± 1.57 | 0.03000 | 1.333 ± 0.471 | 55.0% ± 7.1% (40.0%) |" in text
     assert "| 55.0% ± 7.1% (40.0%) | 1.5 ± 0.0 | 2,000 | 60 ± 1 s |" in text
-    assert "| 4 | 1 | 0.0200 | 16.99 | 0.0150 | 1.333 | 50.0% (40.0%) |" in text
+    assert "| 4 | 1 | 0.02000 | 16.99 | 0.01500 | 1.333 | 50.0% (40.0%) |" in text
     assert "| 50.0% (40.0%) | 1.5 | 4,000 | 60 s |" in text
-    assert "the accuracy of logistic regression on pixels: 90.0%." in text
+    assert "; the accuracy of logistic regression on pixels: 90.0%; that of nearest neighbours" in text
     assert "Trained on a CPU, 2 threads, torch 2.15.0." in text
 
 
@@ -175,6 +175,22 @@ def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_pat
     gone = "http://127.0.0.1:9"
     run(tmp_path, "pipeline.compare", "--redraw", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=gone)
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
+    """From runs.csv come table.csv and table.md, which the write-up shows; three seeds of six sizes, of the same code."""
+    compare.FOLDER.mkdir(parents=True)
+    shutil.copy(PROJECT / compare.RUNS_PATH, compare.RUNS_PATH)
+    run(tmp_dir, "pipeline.compare", "--redraw", PYTHONPATH=str(PROJECT))
+    for path in (compare.TABLE_PATH, compare.MARKDOWN_PATH):
+        assert path.read_text() == (PROJECT / path).read_text()
+    assert compare.MARKDOWN_PATH.read_text() in (PROJECT / "docs/bottleneck-study.md").read_text()
+    main = pd.read_csv(compare.TABLE_PATH).query("curve == 'main'")
+    assert (list(main[BY]), set(main["n_seeds"])) == ([2, 4, 8, 16, 32, 64], {3})
+    assert (main["test_mse"] < main["pca_mse"]).all()
+    smallest = main.iloc[0]
+    said = f"over three it is {smallest['test_mse']:.4f} ± {smallest['test_mse_std']:.4f}"
+    assert said in " ".join((PROJECT / "README.md").read_text().split())
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ DOCUMENTS = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "docs/bottleneck-study.md",
     "docs/review.md",
     "docs/tracking.md",
     "docs/your-own-project.md",
