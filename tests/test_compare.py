@@ -178,7 +178,7 @@ def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_pat
 
 
 def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
-    """From runs.csv come table.csv and table.md, which the write-up shows; three seeds of six sizes, of the same code."""
+    """From runs.csv come table.csv and table.md, which the write-up shows; three seeds of six sizes, of one code."""
     compare.FOLDER.mkdir(parents=True)
     shutil.copy(PROJECT / compare.RUNS_PATH, compare.RUNS_PATH)
     run(tmp_dir, "pipeline.compare", "--redraw", PYTHONPATH=str(PROJECT))
