@@ -7,16 +7,13 @@ trains its own network of the same widths for as many epochs. Trainings alternat
 data/prepared; writes reports/benchmarks/cuda.json, or nothing where there is no GPU.
 """
 
-import time
 from typing import Any
 
 import torch
 
 from benchmarks.common import committed_params, load_pixels, machine, spread, write_result
-from benchmarks.seed import seed_epoch, seed_network
-from benchmarks.throughput import training_seconds
+from benchmarks.throughput import seconds_of_seed, training_seconds
 from pipeline.model import Architecture, AutoEncoder
-from pipeline.params import Params
 from pipeline.training import PRECISIONS
 
 ROUNDS = 3
@@ -27,10 +24,13 @@ def main() -> None:
         print("no CUDA GPU: not measured")
         return
     params = committed_params()
+    assert params.model.n_layers is not None, "params.yaml has a number of layers"
     train = load_pixels("train", "cuda")
     seconds: dict[str, list[float]] = {name: [] for name in ("seed", *PRECISIONS)}
     for _ in range(ROUNDS):
-        seconds["seed"].append(seconds_of_seed(params, train))
+        seconds["seed"].append(
+            seconds_of_seed(train, params.model.bottleneck_size, params.model.n_layers, params.train.n_epochs)
+        )
         for precision in PRECISIONS:
             model = AutoEncoder(Architecture.from_params(params.model)).to("cuda")
             changed = params.train.model_copy(update={"precision": precision})
@@ -46,16 +46,6 @@ def main() -> None:
         "speedup_over_seed": round(medians["seed"] / medians[fastest], 1),
     }
     write_result("cuda", result)
-
-
-def seconds_of_seed(params: Params, train: torch.Tensor) -> float:
-    assert params.model.n_layers is not None, "params.yaml has a number of layers"
-    model = seed_network(params.model.bottleneck_size, params.model.n_layers).to("cuda")
-    optimizer = torch.optim.Adam(model.parameters())
-    started = time.perf_counter()
-    for _ in range(params.train.n_epochs):
-        sum(seed_epoch(model, optimizer, train))  # each step waits for the device
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 from pipeline import dvcfiles, environment
+from pipeline.errors import PipelineError
 from pipeline.redaction import redact_diff
 
 LARGEST_DIFF = 200_000
 # Whatever a user's own git configuration says.
 PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
+# A git hook sets these: git would work in its repository, not in the folder that is meant.
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 
 
 def tags() -> dict[str, str]:
@@ -78,6 +82,19 @@ def file_at(commit: str, path: str) -> str | None:
     """The text of a file in a commit; None where it is not in it."""
     text = _git("show", f"{commit}:{path}")
     return None if text is None else f"{text}\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """A git command's output.
+
+    Raises:
+        PipelineError: git says why it cannot.
+    """
+    variables = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
+    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise PipelineError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
 
 
 def _git(*arguments: str) -> str | None:

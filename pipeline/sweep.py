@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from pipeline import delivery, dvcfiles, processes, provenance, tracking
 from pipeline.errors import PipelineError, run_command
 from pipeline.params import Params, load_params, parse_values
+from pipeline.provenance import git
 from pipeline.repository import main_root
 from pipeline.run import dvc, environment_of_stages, mend_emptied_locks
 from pipeline.store import open_store
@@ -325,18 +326,6 @@ def tag_rows(points: list[Point], name: str) -> None:
 def sweeps_of(tags: dict[str, str]) -> list[str]:
     """The names of the sweeps that a row belongs to."""
     return tags[SWEEP_TAG].split(" | ") if SWEEP_TAG in tags else []
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """A git command's output.
-
-    Raises:
-        PipelineError: it failed.
-    """
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise PipelineError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def digest(experiment: str) -> str:

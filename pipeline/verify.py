@@ -32,6 +32,7 @@ from safetensors.numpy import load
 
 from pipeline import dvcfiles, environment, processes
 from pipeline.errors import BUG, PipelineError, run_command
+from pipeline.provenance import GIT_VARIABLES, git
 from pipeline.repository import main_root
 from pipeline.run import environment_of_stages
 from pipeline.sources import RAW_FOLDER
@@ -40,8 +41,6 @@ from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, to
 # From the best to the worst. What is not judged has no tolerance: the others decide.
 IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT = "identical", "not judged", "within tolerance", "different"
 VERDICTS = (IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT)
-# A git hook sets these: git would work in its repository, not in the clone.
-GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 EXIT_CODES = {IDENTICAL: 0, WITHIN: 4, DIFFERENT: 1}
 
 
@@ -316,19 +315,6 @@ def environments(recorded: dict[str, str], here: dict[str, str], is_of_these: bo
 
 def read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """A git command's output.
-
-    Raises:
-        PipelineError: git says why it cannot.
-    """
-    variables = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
-    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise PipelineError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":
