@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev run sweep compare verify ui sync tidy review bench test test-all lint lock clean distclean
+.PHONY: help setup setup-dev setup-cluster run sweep compare verify ui sync tidy review bench test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
@@ -29,11 +29,13 @@ help:
 	@echo 'make bench      speed, quality and what tracking and checkpoints cost, measured here (over an hour)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
+	@echo 'make setup-cluster  what Ray, PostgreSQL and a DVC remote over SSH need'
 	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
 	@echo 'make clean      delete what a run makes again; make distclean also .venv and raw data'
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
+setup-cluster: .venv/installed-cluster
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
@@ -49,6 +51,10 @@ endif
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/installed-cluster: .venv/installed requirements-cluster.txt
+	$(PIP) -r requirements-cluster.txt
 	@touch $@
 
 run: setup
@@ -94,6 +100,7 @@ lock: setup-dev
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-dev.in -o requirements-dev.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-review.in -o requirements-review.txt
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-cluster.in -o requirements-cluster.txt
 
 # Not the MLflow store: its runs cannot be made again.
 clean:
