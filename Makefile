@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
-	@echo 'make sweep      run a grid of parameters (GRID="$(GRID)" JOBS=N NAME=…)'
+	@echo 'make sweep      run a grid of parameters (GRID="$(GRID)" JOBS=N SWEEP=NAME ENGINE=ray ADDRESS=…)'
 	@echo 'make compare    a table and figures of the runs (BY=model.bottleneck_size SWEEP=NAME REDRAW=1): reports/compare/'
 	@echo 'make verify     reproduce the committed results in a clone, and compare (0: alike, 2: not)'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
@@ -60,8 +60,9 @@ endif
 run: setup
 	@$(BIN)/python -m pipeline.run
 
-sweep: setup
-	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)')
+sweep: $(if $(ENGINE),setup-cluster,setup)
+	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)') \
+	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 compare: setup
 	@$(BIN)/python -m pipeline.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)

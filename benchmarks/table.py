@@ -210,11 +210,11 @@ def recipe_lines(path: Path) -> list[str]:
         f"Validation MSE after {result['n_epochs']} epochs, {result['n_layers']} layers, bottleneck size "
         f"{result['bottleneck_size']}, seed {result['seed']}, each time the lowest of an epoch:",
         "",
-        "| parameters | validation MSE | | seconds |",
-        "|---|---|---|---|",
+        "| parameters | validation MSE | |",
+        "|---|---|---|",
         *(
             f"| {row['changes']} | {row['valid_mse']:.5f} | "
-            f"{100 * (row['valid_mse'] / committed - 1):+.1f} % | {row['seconds']:.0f} |".replace("-", "−")
+            f"{100 * (row['valid_mse'] / committed - 1):+.1f} % |".replace("-", "−")
             for row in result["rows"]
         ),
         "",

@@ -1,12 +1,14 @@
-"""What a person sees while the model trains: a bar on a terminal, a line now and then in a log.
+"""What a person sees while the model trains, a bar on a terminal, a line now and then in a log; and how far a sweep is.
 
-PIPELINE_VERBOSE=0 silences both. It is an environment variable, not a parameter, so that chatter
+PIPELINE_VERBOSE=0 silences the first. It is an environment variable, not a parameter, so that chatter
 never retrains a model.
 """
 
 import os
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -70,3 +72,41 @@ class TrainingProgress:
                 f"valid MSE {record.valid_mse:.5f}, {self._n_images / seconds:,.0f} images/s",
                 flush=True,
             )
+
+
+@dataclass
+class SweepProgress:
+    """Says after each point how far a sweep is; `jobs` points run at once."""
+
+    n_points: int
+    jobs: int
+    n_done: int = 0
+    n_failed: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def on_end(self, name: str, result: str | None, log: object, seconds: float, running: Iterable[str]) -> None:
+        """A point ended after some seconds: its result as a phrase, None if it failed, which its log explains."""
+        if result is None:
+            self.n_failed += 1
+        else:
+            self.n_done += 1
+        self.seconds.append(seconds)
+        n_left = self.n_points - self.n_done - self.n_failed
+        left = n_left * sum(self.seconds) / len(self.seconds) / self.jobs
+        what = f"FAILED, see {log}," if result is None else result
+        names = list(running)
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        parts = [
+            f"{self.n_done} of {self.n_points} done",
+            f"running: {', '.join(names[:4]) or 'none'}{more}",
+            f"failed: {self.n_failed}",
+            f"about {duration(left)} left",
+        ]
+        print(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """As `42 s`, `3.5 min` or `2.1 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -8,6 +8,9 @@ from pipeline import dvcfiles, environment
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact_diff
 
+# The point of a sweep on Ray that a run is of.
+POINT_TAG = "sweep.point"
+POINT_VARIABLE = "PIPELINE_SWEEP_POINT"
 LARGEST_DIFF = 200_000
 # Whatever a user's own git configuration says.
 PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
@@ -19,6 +22,7 @@ def tags() -> dict[str, str]:
     """MLflow tags that say which code and which experiment made a run; without git, fewer of them."""
     found = {
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+        POINT_TAG: os.environ.get(POINT_VARIABLE),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
     }

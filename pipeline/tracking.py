@@ -272,6 +272,11 @@ def code_of_stages() -> dict[str, str]:
     return dvcfiles.md5s(sorted(path for path in deps if path.endswith(".py")))
 
 
+def code_tag() -> str:
+    """The tag `code` of a row made now: rows of other code do not compare."""
+    return _hash(code_of_stages())[:16]
+
+
 def run_name(params: "Params") -> str:
     """A row's name, after what is usually compared; MLFLOW_RUN_NAME says another one."""
     prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
@@ -281,13 +286,15 @@ def run_name(params: "Params") -> str:
 def _start(params: "Params", tags: dict[str, str]) -> Event:
     """The first event: all parameters, and the row's name."""
     owner = processes.identity()
-    code = {"code": _hash(code_of_stages())[:16]}  # rows of other code do not compare
     return {
         "kind": "start",
         "store": store.store_name(store.tracking_uri(main_root()), main_root()),
         "experiment": store.experiment_name(),
         "name": os.environ.get("MLFLOW_RUN_NAME") or run_name(params),
-        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | owner | code | tags,
+        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
+        | owner
+        | {"code": code_tag()}
+        | tags,
         "params": {name: str(value) for name, value in params.flat().items()},
         "owner": owner,
     }

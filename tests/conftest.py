@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import tracking
-from tests.helpers import copy_project, run, small_params, write_params, write_results
+from tests.helpers import copy_project, git, run, small_params, write_params, write_results
 from tests.mirror import Mirror
 
 
@@ -62,4 +62,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("a path") / "with spaces")
     write_params(small_params(), folder)
     run(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed copy of the project with a small network, as the working folder; nothing has run in it."""
+    folder = copy_project(tmp_path / "workspace")
+    write_params(small_params(), folder)
+    git(folder, "commit", "-q", "-a", "-m", "small")
+    monkeypatch.chdir(folder)
     return folder

@@ -14,7 +14,7 @@ STAGES = DVC_YAML["stages"]
 SECTIONS = {"data", "model", "train", "evaluate"}
 # They cannot change an out: DVC tracks the values that params hands through, the others only watch.
 OBSERVERS = {"params", "progress", "tracking"}
-COMMANDS = {"run", "sync", "sweep"}
+COMMANDS = {"run", "sync", "sweep", "grid", "dvc_engine", "ray_engine"}
 
 
 def tree(module: str) -> ast.Module:

@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from pipeline.progress import announce_dataset
+from pipeline.progress import SweepProgress, announce_dataset
 from tests.helpers import PROJECT, environment, small_params
 
 EPOCHS = """
@@ -85,3 +85,13 @@ def test_digits_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
     assert "to go back to MNIST: dvc exp run -S data.dataset=mnist" in capsys.readouterr().out
     announce_dataset(small_params(data__dataset="mnist"))
     assert capsys.readouterr().out == ""
+
+
+def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Done, running, failed, and the time left after what points took so far and how many run at once."""
+    progress = SweepProgress(n_points=18, jobs=2, n_done=8)
+    progress.on_end("digits k=2 seed=0", "test MSE 0.0338", "a.log", 60, running=["digits k=4 seed=0"])
+    assert capsys.readouterr().out == (
+        "digits k=2 seed=0: test MSE 0.0338 in 60 s   "
+        "(9 of 18 done; running: digits k=4 seed=0; failed: 0; about 4.5 min left)\n"
+    )

@@ -1,0 +1,136 @@
+"""Run a sweep's points as DVC experiments on this machine, each in a clone of the repository."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import provenance
+from pipeline.clones import check_out_workspace, commit_workspace
+from pipeline.grid import Point, digest
+from pipeline.progress import SweepProgress
+from pipeline.provenance import git
+from pipeline.repository import main_root
+from pipeline.run import environment_of_stages
+
+COPIES = Path(".dvc/tmp/exps")  # where DVC has its own, so that `main_root` and `make tidy` know them
+DVC = [sys.executable, "-m", "dvc"]
+# How long an interrupted point may take to close its row and its files.
+STOP_SECONDS = 30
+
+
+def default_jobs(points: list[Point]) -> int:
+    """As many points at once as the machine has cores for their threads."""
+    cores = os.cpu_count() or 1
+    threads = max(cores if point.params.train.threads == "auto" else point.params.train.threads for point in points)
+    return max(1, cores // threads)
+
+
+def finished(points: list[Point]) -> dict[str, str]:
+    """{experiment: commit} of the points that are done, by the hash: other grids name the same point otherwise."""
+    commits = {digest(name): commit for (_, name), commit in provenance.experiments().items()}
+    return {
+        point.experiment: commits[digest(point.experiment)] for point in points if digest(point.experiment) in commits
+    }
+
+
+@contextmanager
+def copies(n: int) -> Iterator[list[Path]]:
+    """Clones of this repository, with the workspace's changes to tracked files and DVC's cache; deleted afterwards.
+
+    Experiments in one repository would share a queue in which DVC stashes the workspace, one at a time.
+    """
+    root = main_root()
+    head, workspace = commit_workspace(root)
+    cache = subprocess.check_output([*DVC, "cache", "dir"], text=True).strip()
+    folders = [root / COPIES / f"sweep-{os.getpid()}-{number}" for number in range(n)]
+    try:
+        for folder in folders:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            git(root, "clone", "--quiet", "--shared", str(root), str(folder))
+            check_out_workspace(folder, head, workspace)
+            if (local := root / ".dvc/config.local").is_file():
+                shutil.copy(local, folder / ".dvc/config.local")
+            subprocess.run(
+                [sys.executable, "-m", "dvc", "config", "--local", "cache.dir", str(root / cache)],
+                cwd=folder,
+                check=True,
+            )
+        yield folders
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[Point]:
+    """Run points, one at a time in each folder; those that failed. An interruption stops all of them."""
+    progress = SweepProgress(n_points, len(folders), n_done=n_points - len(points))
+    failed = []
+    waiting, idle = deque(points), list(folders)
+    running: dict[subprocess.Popen[bytes], tuple[Point, Path, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                point, folder = waiting.popleft(), idle.pop()
+                running[start(point, folder)] = (point, folder, time.monotonic())
+            for process in [process for process in running if process.poll() is not None]:
+                point, folder, started = running.pop(process)
+                idle.append(folder)
+                result = collect(point, folder)
+                if result is None:
+                    failed.append(point)
+                others = [other.name for other, *_ in running.values()]
+                progress.on_end(point.name, result, point.log, time.monotonic() - started, others)
+            time.sleep(0.1)
+    finally:
+        if running:
+            stop(running)
+            n_done = progress.n_done
+            print(f"stopped; {n_done} of {n_points} points are done, the same command goes on", file=sys.stderr)
+    return failed
+
+
+def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
+    """DVC on one point, in a session of its own, so that a terminal's Ctrl-C reaches the sweep alone."""
+    settings = [argument for name, value in point.changes.items() for argument in ("-S", f"{name}={json.dumps(value)}")]
+    with point.log.open("wb") as log:
+        return subprocess.Popen(
+            [*DVC, "exp", "run", "--name", point.experiment, *settings],
+            cwd=folder,
+            env=environment_of_stages() | {"MLFLOW_RUN_NAME": point.name},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def collect(point: Point, folder: Path) -> str | None:
+    """Bring a point's experiment into this repository: `test MSE 0.0338`; None if there is none."""
+    git(main_root(), "fetch", "--quiet", str(folder), f"refs/exps/*/{point.experiment}:refs/exps/*/{point.experiment}")
+    commit = finished([point]).get(point.experiment)
+    metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
+    return f"test MSE {json.loads(metrics)['test']['mse']:.4f}" if metrics else None
+
+
+def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Ctrl-C for each point, which closes its MLflow row; SIGKILL for what has not ended in time."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave points that run on
+    deadline = time.monotonic() + STOP_SECONDS
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                continue

@@ -1,0 +1,85 @@
+"""The points of a sweep: a grid of parameters, each point known by its parameters and the code."""
+
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.errors import PipelineError
+from pipeline.params import Params, load_params, parse_values
+
+DEFAULT_GRID = ["model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2"]
+LOGS = Path(".dvc/tmp/sweep")
+# Rows have these in their name anyway.
+NAMED = {"model.bottleneck_size", "train.seed"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of the grid. `experiment` is its DVC experiment's name, which ends in a hash of params and code."""
+
+    changes: dict[str, Any]
+    params: Params
+    name: str
+    experiment: str
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{self.experiment}.log"
+
+
+def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
+    """{'model.bottleneck_size': [2, 4], …} of `name=value,value` arguments, several of which may be in one.
+
+    Raises:
+        PipelineError: an argument is no `name=values`, or names one twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for argument in arguments:
+        for part in re.split(r"\s+(?=[\w.]+=)", argument.strip()):
+            name, equals, values = part.partition("=")
+            if not equals or not values:
+                raise PipelineError(f"-S wants a parameter and its values, as train.lr=0.001,0.005; got {part!r}")
+            if name in grid:
+                raise PipelineError(f"{name} is given twice; list its values with commas")
+            grid[name] = parse_values(values)
+    return grid
+
+
+def make_points(grid: dict[str, list[Any]]) -> list[Point]:
+    """The grid's points, the first parameter varying fastest, so that whole curves appear early.
+
+    Raises:
+        PipelineError: a point has values that are not allowed.
+    """
+    code = tracking.code_of_stages()
+    varied = [name for name in grid if name not in NAMED and len(grid[name]) > 1]
+    points: dict[str, Point] = {}
+    for reversed_values in itertools.product(*reversed(grid.values())):
+        changes = dict(zip(grid, reversed(reversed_values), strict=True))
+        params = load_params(changes=changes)
+        name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
+        content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
+        readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
+        point = Point(changes, params, name, f"{readable}-{hashlib.sha256(content.encode()).hexdigest()[:8]}")
+        points.setdefault(point.experiment, point)
+    return list(points.values())
+
+
+def default_name(grid: dict[str, list[Any]]) -> str:
+    """`bottleneck_size,seed`, with the value of a parameter that has only one."""
+    return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
+
+
+def digest(experiment: str) -> str:
+    """The hash in which an experiment's name ends."""
+    return experiment.rpartition("-")[2]
+
+
+def short(name: str) -> str:
+    """`lr` of `train.lr`."""
+    return name.partition(".")[2] or name

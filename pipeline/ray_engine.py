@@ -1,0 +1,288 @@
+"""Run a sweep's points on Ray: on this machine, or on a cluster whose nodes have the same environment.
+
+Each point is a Ray task that runs the stages' own commands on its node (`pipeline.ray_node`). MLflow's store says
+which points are done. The driver alone tries again what was lost with a worker or a node, after a look at the store.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import pipeline
+from pipeline import dvcfiles, ray_node, store, tracking
+from pipeline.clones import commit_workspace
+from pipeline.delivery import EVALUATION_TAG
+from pipeline.errors import PipelineError
+from pipeline.grid import Point, digest
+from pipeline.progress import SweepProgress
+from pipeline.provenance import POINT_TAG, POINT_VARIABLE, git
+from pipeline.ray_node import Order, Outcome, Shared
+from pipeline.repository import main_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# Their outs are the same for all points of a sweep.
+SHARED_STAGES = ("prepare", "baselines")
+# After so many workers lost a point counts as failed.
+TRIES = 3
+# A stage's settings, which Ray's tasks get from the driver, not from their node.
+SETTINGS = ("MLFLOW_", "PIPELINE_", "GOMP_", "MKL_", "ONEDNN_", "OPENBLAS_")
+
+
+def check(points: list[Point], address: str | None) -> None:
+    """Whether these points can run on Ray.
+
+    Raises:
+        PipelineError: they cannot; says what to do.
+    """
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        raise PipelineError("Ray is not installed: make setup-cluster") from None
+    if not tracking.is_on():
+        raise PipelineError("on Ray the MLflow store says what is done, so PIPELINE_TRACKING=0 cannot be")
+    if varied := sorted({name for point in points for name in point.changes if name.startswith("data.")}):
+        raise PipelineError(
+            f"points on Ray share the prepared data, so a grid cannot vary {', '.join(varied)}: without --engine ray"
+        )
+    if address and not store.is_server(store.tracking_uri(main_root())):
+        raise PipelineError(
+            "other machines cannot reach the store in this repository: let MLFLOW_TRACKING_URI name a tracking "
+            "server (docs/server.md)"
+        )
+
+
+def rows_by_point(
+    client: "MlflowClient", experiment_id: str, points: list[Point], condition: str = ""
+) -> "dict[str, list[Run]]":
+    """{experiment: rows with its parameters and today's code, whoever made them, the oldest first}."""
+    code = tracking.code_tag()
+    wanted = {_key({name: str(value) for name, value in point.params.flat().items()}): point for point in points}
+    found: dict[str, list[Run]] = {point.experiment: [] for point in points}
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            f"tags.code = '{code}'{condition}",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        for row in page:
+            if (point := wanted.get(_key(row.data.params))) is not None:
+                found[point.experiment].append(row)
+        if (token := page.token) is None:
+            return found
+
+
+def _key(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(params.items()))
+
+
+def is_done(row: "Run") -> bool:
+    """Whether a row is that of a whole run."""
+    return row.info.status == "FINISHED" and EVALUATION_TAG in row.data.tags
+
+
+def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) -> "dict[str, Run]":
+    """{experiment: its row} of the points that are done."""
+    rows = rows_by_point(client, experiment_id, points, " AND attributes.status = 'FINISHED'")
+    return {name: done[0] for name, found in rows.items() if (done := [row for row in found if is_done(row)])}
+
+
+def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> None:
+    """Leave one FINISHED row for each point that this repository ran on Ray; what a lost worker left ends as KILLED.
+
+    Called while none of them runs.
+    """
+    for point in points:
+        mine = f" AND tags.`{POINT_TAG}` = '{point_tag(point)}'"
+        rows = rows_by_point(client, experiment_id, [point], mine)[point.experiment]
+        done = [row for row in rows if is_done(row)]
+        for row in rows:
+            if row.info.status in ("RUNNING", "FINISHED") and row not in done[:1]:
+                client.set_terminated(row.info.run_id, "KILLED")
+
+
+def point_tag(point: Point) -> str:
+    """What a row says of the point that it is of: which clone of the repository ran it, and which point."""
+    owner = hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:8]
+    return f"{owner}-{digest(point.experiment)}"
+
+
+@contextmanager
+def cluster(address: str | None, cpus: int) -> Iterator[Any]:
+    """Ray, connected to a cluster, or to one of its own on this machine with so many CPUs, on loopback alone.
+
+    Raises:
+        PipelineError: no cluster is at the address.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        # Ray's name for "not on other machines"; without it the outer address is listened on.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(
+            **settings,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PipelineError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def run_points(points: list[Point], jobs: int | None, address: str | None, n_points: int) -> list[Point]:
+    """Run points, as many at once as the cluster has CPUs (and GPUs) for, at most `jobs`; those that failed."""
+    client, experiment_id = store.open_store()
+    needs = max((cpus_of(point) for point in points), default=1)
+    own_cpus = needs * jobs if jobs else max(os.cpu_count() or 1, needs)
+    failed: list[Point] = []
+    with cluster(address, own_cpus) as ray:
+        content, sweep = shared_content()
+        shared = ray.put(content)
+        commands = {name: command for name, command in commands_of_stages().items() if name not in SHARED_STAGES}
+        environment = settings_of_stages()
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        task = ray.remote(max_retries=0)(ray_node.run_point)
+        progress = SweepProgress(n_points, jobs or max(1, own_cpus // needs), n_done=n_points - len(points))
+        waiting, tries = deque(points), Counter[str]()
+        running: dict[Any, tuple[Point, float]] = {}
+
+        def submit(point: Point) -> None:
+            order = Order(
+                sweep,
+                point.experiment,
+                point.params.model_dump(),
+                commands,
+                environment | {"MLFLOW_RUN_NAME": point.name, POINT_VARIABLE: point_tag(point)},
+            )
+            wants = {"num_cpus": cpus_of(point), "num_gpus": gpus_of(point) if gpus else 0}
+            running[task.options(name=point.name, **wants).remote(order, [shared])] = (point, time.monotonic())
+            tries[point.experiment] += 1
+
+        try:
+            while waiting or running:
+                progress.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // needs)
+                # Two more than can run, so that no worker waits for the driver.
+                while waiting and len(running) < (jobs or progress.jobs + 2):
+                    submit(waiting.popleft())
+                for done in ray.wait(list(running), timeout=1.0)[0]:
+                    point, started = running.pop(done)
+                    result = outcome_of(ray, done, point, client, experiment_id)
+                    if result is None and tries[point.experiment] < TRIES:
+                        print(f"{point.name}: lost with its worker, tried again", flush=True)
+                        waiting.appendleft(point)
+                        continue
+                    phrase = f"test MSE {result.test_mse:.4f}" if result and result.test_mse is not None else None
+                    if phrase is None:
+                        failed.append(point)
+                    point.log.write_text(result.log if result else f"lost with its worker {TRIES} times\n")
+                    others = [other.name for other, _ in running.values()]
+                    progress.on_end(point.name, phrase, point.log, time.monotonic() - started, others)
+            if not failed:
+                remove_everywhere(ray, sweep)
+        finally:
+            if running:
+                n_done = progress.n_done
+                print(f"stopped; {n_done} of {n_points} points are done, the same command goes on", file=sys.stderr)
+    return failed
+
+
+def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experiment_id: str) -> Outcome | None:
+    """How a task ended; None if it was lost with its worker or node before the store had its row."""
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError:
+        raise  # a bug of this project's
+    except ray.exceptions.RayError as error:
+        row = finished(client, experiment_id, [point]).get(point.experiment)
+        if row is None:
+            return None
+        return Outcome(row.data.metrics["test/mse"], f"its worker was lost after the row was finished: {error}\n")
+
+
+def shared_content() -> tuple[Shared, str]:
+    """What every node needs, and a name for it that is the same for the same content."""
+    root = main_root()
+    head, workspace = commit_workspace(root)
+    outs = {path: Path(path).read_bytes() for stage in SHARED_STAGES for path in dvcfiles.declared(stage)["outs"]}
+    bundle = root / ".dvc/tmp/sweep/bundle"
+    refs = {"refs/sweep/head": head, "refs/sweep/workspace": workspace}
+    try:
+        for ref, commit in refs.items():
+            git(root, "update-ref", ref, commit)
+        git(root, "bundle", "create", "--quiet", str(bundle), *refs)
+        content = Shared(bundle.read_bytes(), outs)
+    finally:
+        for ref in refs:
+            git(root, "update-ref", "-d", ref)
+        bundle.unlink(missing_ok=True)
+    tree = git(root, "rev-parse", f"{workspace}^{{tree}}")
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in outs.items()}
+    name = hashlib.sha256(json.dumps([head, tree, hashes], sort_keys=True).encode()).hexdigest()[:16]
+    return content, name
+
+
+def commands_of_stages() -> dict[str, str]:
+    """{stage: command} of dvc.yaml."""
+    return {name: stage["cmd"] for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()}
+
+
+def settings_of_stages() -> dict[str, str]:
+    """The environment variables that decide what a stage does, with the store's address made absolute."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+    return settings | {"MLFLOW_TRACKING_URI": store.tracking_uri(main_root())}
+
+
+def cpus_of(point: Point) -> int:
+    """As many as it has threads; all of this machine's with `train.threads: auto`."""
+    threads = point.params.train.threads
+    return (os.cpu_count() or 1) if threads == "auto" else threads
+
+
+def gpus_of(point: Point) -> float:
+    """One, or a share of one that PIPELINE_GPUS_PER_POINT names, unless the point trains on the CPU."""
+    return 0 if point.params.train.device == "cpu" else float(os.environ.get("PIPELINE_GPUS_PER_POINT", "1"))
+
+
+def remove_everywhere(ray: Any, sweep: str) -> None:
+    """Delete what the nodes keep of a sweep."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    task = ray.remote(max_retries=0, num_cpus=0)(ray_node.remove)
+    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    ray.wait([task.options(scheduling_strategy=on).remote(sweep) for on in there], num_returns=len(nodes), timeout=60)
+
+
+def command_for(point: Point) -> str:
+    """The command that makes a point the workspace's experiment."""
+    settings = " ".join(f"-S {name}={json.dumps(value)}" for name, value in point.changes.items())
+    return f"dvc exp run {settings}"
+
+
+def best(points: list[Point], rows: "dict[str, Run]") -> Point | None:
+    """The point with the lowest validation MSE."""
+    done = [point for point in points if point.experiment in rows]
+    return min(done, key=lambda point: rows[point.experiment].data.metrics["valid/best_mse"], default=None)

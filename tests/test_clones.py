@@ -1,0 +1,29 @@
+"""Clones of the repository as its workspace is."""
+
+import os
+from pathlib import Path
+
+from pipeline import clones
+from tests.helpers import git
+
+
+def test_files_written_anew_to_the_same_bytes_are_no_change(workspace: Path) -> None:
+    """As prepare does in a fresh clone; the commit of the workspace is HEAD then."""
+    for path in (workspace / "reports/data.json", workspace / "params.yaml"):
+        path.write_bytes(path.read_bytes())
+        os.utime(path, (1, 1))
+    head, commit = clones.commit_workspace(workspace)
+    assert head == commit == git(workspace, "rev-parse", "HEAD").strip()
+
+
+def test_a_clone_has_the_workspaces_changes_as_changes(workspace: Path, tmp_path: Path) -> None:
+    """Of tracked files, on the same commit; the workspace is left as it was."""
+    (workspace / "params.yaml").write_text("changed\n")
+    (workspace / "README.md").unlink()
+    before = git(workspace, "status", "--porcelain")
+    head, commit = clones.commit_workspace(workspace)
+    git(tmp_path, "clone", "-q", "--shared", str(workspace), "clone")
+    clones.check_out_workspace(tmp_path / "clone", head, commit)
+    assert git(tmp_path / "clone", "status", "--porcelain") == git(workspace, "status", "--porcelain") == before
+    assert (tmp_path / "clone/params.yaml").read_text() == "changed\n"
+    assert git(tmp_path / "clone", "rev-parse", "HEAD").strip() == head

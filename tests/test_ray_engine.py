@@ -1,0 +1,190 @@
+"""`make sweep ENGINE=ray`: the same points on Ray, run for real on digits with a small network."""
+
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import ray_engine, sweep
+from pipeline.errors import PipelineError
+from pipeline.grid import make_points, parse_grid
+from pipeline.store import open_store
+from tests.helpers import copy_project, environment, git, rows, run, small_params, wait_until, write_params
+
+pytest.importorskip("ray", reason="Ray is not installed: make setup-cluster")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed copy of the project with a small network on one thread, as the working folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = copy_project(tmp_path / "workspace")
+    write_params(small_params(train__threads=1, train__device="cpu"), folder)
+    git(folder, "commit", "-q", "-a", "-m", "small")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def start(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.sweep", "--engine", "ray", "--jobs", "1", *arguments],
+        cwd=workspace,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Ray's workers that run a point of this driver: the parents of its stages."""
+    return [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if any("pipeline.train" in command(child) for child in children(process))
+    ]
+
+
+def command(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return process.children()
+    return []
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses on which a process listens."""
+    with suppress(psutil.Error):
+        found = [it for it in process.net_connections("inet") if it.status == psutil.CONN_LISTEN]
+        return {it.laddr.ip.removeprefix("::ffff:") for it in found}
+    return set()
+
+
+def statuses(workspace: Path) -> list[str]:
+    return sorted(row.info.status for row in rows(workspace))
+
+
+@pytest.mark.parametrize(
+    ("grid", "address", "message"),
+    [
+        ("data.split_seed=0,1", None, "cannot vary data.split_seed"),
+        ("train.seed=0", "127.0.0.1:6379", "let MLFLOW_TRACKING_URI name a tracking server"),
+    ],
+)
+def test_what_cannot_run_on_ray_is_one_message(workspace: Path, grid: str, address: str | None, message: str) -> None:
+    """Before Ray is started."""
+    with pytest.raises(PipelineError, match=message):
+        ray_engine.check(make_points(parse_grid([grid])), address)
+
+
+def test_one_row_of_a_point_stays_finished(workspace: Path) -> None:
+    """Of those that this clone ran on Ray the oldest whole one; another clone's and DVC's are left alone."""
+    (point,) = make_points(parse_grid(["train.seed=0"]))
+    client, experiment_id = open_store()
+    mine = {"sweep.point": ray_engine.point_tag(point)}
+
+    def add(status: str, **tags: str) -> str:
+        code = ray_engine.tracking.code_tag()
+        run_id = client.create_run(experiment_id, tags={"code": code} | tags).info.run_id
+        for name, value in point.params.flat().items():
+            client.log_param(run_id, name, value)
+        if status != "RUNNING":
+            client.set_terminated(run_id, status)
+        return run_id
+
+    lost, half = add("RUNNING", **mine), add("FINISHED", **mine)
+    first, second = add("FINISHED", evaluation="x", **mine), add("FINISHED", evaluation="x", **mine)
+    others = add("RUNNING"), add("FINISHED", evaluation="x"), add("RUNNING", **{"sweep.point": "another-clone"})
+    ray_engine.settle(client, experiment_id, [point])
+    found = {run_id: client.get_run(run_id).info.status for run_id in (lost, half, first, second, *others)}
+    assert list(found.values()) == ["KILLED", "KILLED", "FINISHED", "KILLED", "RUNNING", "FINISHED", "RUNNING"]
+    assert ray_engine.finished(client, experiment_id, [point])[point.experiment].info.run_id == first
+
+
+@pytest.mark.slow
+def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
+    """All outs of both are the same bytes; a failing point stops none; what is done is not done again."""
+    grid = ["-S", "train.seed=0,1 train.device=cpu,cuda:99"]
+    done = run(workspace, "pipeline.sweep", "--engine", "ray", *grid, ok=False)
+    assert "4 points, 0 done, 4 to run" in done.stdout
+    assert done.returncode == 1
+    failed = [line.strip() for line in done.stderr.partition("failed:\n")[2].splitlines()]
+    assert {line.partition(": ")[0] for line in failed} == {f"digits k=2 seed={seed} device=cuda:99" for seed in (0, 1)}
+    assert "cuda:99 is not on this machine" in (workspace / failed[0].partition(": ")[2]).read_text()
+    assert "to bring it here: dvc exp run -S train.seed=" in done.stdout
+    on_ray = {row.info.run_name: row for row in rows(workspace)}
+    assert {row.info.status for row in on_ray.values()} == {"FINISHED"}
+    assert len(on_ray) == 2
+
+    again = run(workspace, "pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1", "--name", "again")
+    assert "2 points, 2 done, 0 to run" in again.stdout
+    tags = [row.data.tags[sweep.SWEEP_TAG] for row in rows(workspace)]
+    assert tags == ["seed,device | again"] * 2
+
+    run(workspace, "dvc", "repro")
+    by_dvc = rows(workspace)[0]
+    same = on_ray["digits k=2 seed=0 device=cpu"]
+    assert by_dvc.info.run_id != same.info.run_id
+    for tag in ("fingerprint", "evaluation"):  # hashes of all that train wrote, that evaluate read and wrote
+        assert by_dvc.data.tags[tag] == same.data.tags[tag]
+    only_there = {name for name in same.data.tags if name not in by_dvc.data.tags}
+    assert only_there <= {"sweep", "sweep.point"}
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    paths = [{item.path for item in client.list_artifacts(row.info.run_id)} for row in (by_dvc, same)]
+    assert paths[0] == paths[1]
+
+
+@pytest.mark.slow
+def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
+    """While a sweep runs on Ray of its own."""
+    driver = start(workspace, "-S", "train.seed=0 train.n_epochs=300")
+    try:
+        wait_until(lambda: workers_of(driver), 120)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        addresses = set().union(*map(listening, family))
+    finally:
+        driver.terminate()
+        out, err = driver.communicate(timeout=120)
+    assert addresses == {"127.0.0.1"}
+    assert "the same command goes on" in err
+    assert "Traceback" not in out + err
+    wait_until(lambda: statuses(workspace) == ["KILLED"])
+
+
+@pytest.mark.slow
+def test_a_point_survives_its_worker_and_its_driver(workspace: Path) -> None:
+    """Both killed without a word: it goes on, and ends as one FINISHED row with each epoch once."""
+    grid = ["-S", "train.seed=0 train.n_epochs=300"]
+    driver = start(workspace, *grid)
+    wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
+    for worker in workers_of(driver):
+        worker.send_signal(signal.SIGKILL)
+    assert driver.stdout is not None
+    assert any("lost with its worker, tried again" in line for line in driver.stdout)
+    wait_until(lambda: workers_of(driver), 120)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    for process in [psutil.Process(driver.pid), *family]:
+        if "pipeline.delivery" not in command(process):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+    driver.wait()
+    again = run(workspace, "pipeline.sweep", "--engine", "ray", "--jobs", "1", *grid)
+    assert "1 of 1 done" in again.stdout
+    finished = [row for row in rows(workspace) if row.info.status == "FINISHED"]
+    assert len(finished) == 1
+    assert set(statuses(workspace)) <= {"FINISHED", "KILLED"}
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    steps = [point.step for point in client.get_metric_history(finished[0].info.run_id, "train/mse")]
+    assert sorted(steps) == list(range(1, 301))
