@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,8 @@ def check(points: list[Point], address: str | None) -> None:
     Raises:
         PipelineError: they cannot; says what to do.
     """
-    try:
-        import ray  # noqa: F401
-    except ModuleNotFoundError:
-        raise PipelineError("Ray is not installed: make setup-cluster") from None
+    if find_spec("ray") is None:
+        raise PipelineError("Ray is not installed: make setup-cluster")
     if not tracking.is_on():
         raise PipelineError("on Ray the MLflow store says what is done, so PIPELINE_TRACKING=0 cannot be")
     if varied := sorted({name for point in points for name in point.changes if name.startswith("data.")}):
@@ -132,7 +131,7 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
-        # Ray's name for "not on other machines"; without it the outer address is listened on.
+        # Ray's name for "not on other machines", read when it is imported; else it listens on the outer address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
