@@ -10,6 +10,7 @@ interruption the command starts anew. The old store is left as it is.
 import argparse
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 from pipeline import postgres
 from pipeline.errors import PipelineError, run_command
-from pipeline.journal import journals
+from pipeline.journal import journals, one_line
 from pipeline.processes import sigterm_as_exit
 from pipeline.repository import main_root
 from pipeline.store import follow_a_moved_repository, store_name, tracking_uri, upgrade_command
@@ -52,15 +53,15 @@ def main() -> None:
     root = main_root()
     file = store_to_move(root)
     with sigterm_as_exit(), postgres.running(folder) as database, FileLock(root / ".mlflow.lock"):
-        follow_a_moved_repository(f"sqlite:///{file}", root)
         address = database.address(postgres.RUNS)
-        make_tables(address)
         source, target = sa.create_engine(f"sqlite:///{file}"), sa.create_engine(address)
         try:
+            follow_a_moved_repository(f"sqlite:///{file}", root)
+            make_tables(address)
             with source.connect() as old, target.begin() as new:
                 old.exec_driver_sql("BEGIN")  # all is read as it is now
                 counts = move(old, new, root, folder / "artifacts")
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise PipelineError(f"nothing was moved: {reason}") from None
         finally:
@@ -89,10 +90,18 @@ def store_to_move(root: Path) -> Path:
 
 
 def make_tables(address: str) -> None:
-    """MLflow's tables, as it makes them itself."""
-    from mlflow import MlflowClient
+    """MLflow's tables, as it makes them itself.
 
-    MlflowClient(address).search_experiments(max_results=1)
+    Raises:
+        PipelineError: MLflow refuses the server's database.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        MlflowClient(address).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise PipelineError(f"the server's database cannot be opened: {one_line(error)}") from None
 
 
 def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) -> dict[str, int]:

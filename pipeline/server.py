@@ -1,6 +1,6 @@
 """A tracking server for a team: MLflow on PostgreSQL, with the artifacts behind it.
 
-    python -m pipeline.server [--host 127.0.0.1] [--port 5000] [--folder .server]
+    python -m pipeline.server [--host 127.0.0.1] [--port 5000] [--folder .server] [--upgrade]
 
 Everything is in one folder: the database, the artifacts and PostgreSQL's log. With MLFLOW_AUTH_ADMIN_PASSWORD in the
 environment the server wants a name and a password from everyone, and the user `admin` has that one; beyond loopback it
@@ -37,6 +37,7 @@ KNOWN_PASSWORD = "password1234"  # noqa: S105
 # While one answers, the other is there for the trainings that wait.
 WORKERS = 2
 STOP_SECONDS = 30
+RECORD = "mlflow.json"  # which process MLflow is
 AUTH_CONFIG = """\
 [mlflow]
 # Whoever has a name may add to every experiment; only its creator and the admin may delete from it.
@@ -52,14 +53,18 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--folder", type=Path, default=Path(".server"), help="under the repository, or absolute")
+    parser.add_argument("--upgrade", action="store_true", help="first bring the tables to this MLflow's version")
     args = parser.parse_args()
 
     # From here on no other process inherits it.
     password = os.environ.pop(PASSWORD, None)
     check_password(password, args.host)
-    check_port(args.host, args.port)
     folder = (main_root() / args.folder).resolve()
     with suppress(KeyboardInterrupt), processes.sigterm_as_exit(), postgres.running(folder) as database:
+        stop_leftover(folder / RECORD)
+        check_port(args.host, args.port)
+        if args.upgrade:
+            upgrade(database.address(postgres.RUNS))
         if password is not None:
             set_admin_password(database.address(postgres.USERS), password)
         with mlflow_server(args.host, args.port, folder, database, password is not None) as server:
@@ -92,7 +97,7 @@ def check_password(password: str | None, host: str) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Find out before anything is started.
+    """Find out before MLflow has started.
 
     Raises:
         PipelineError: the port is taken, or the host is no address of this machine.
@@ -103,6 +108,17 @@ def check_port(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise PipelineError(f"port {port} is in use; choose another: make server PORT={port + 1}") from None
         raise PipelineError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+
+
+def upgrade(address: str) -> None:
+    """Bring the tables of an older MLflow to the present one's; MLflow's authentication does so itself.
+
+    Raises:
+        PipelineError: MLflow could not.
+    """
+    # The address holds no password that a command line would show.
+    if subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", address]).returncode != 0:
+        raise PipelineError("the database could not be upgraded; why stands above")
 
 
 def set_admin_password(address: str, password: str) -> None:
@@ -127,10 +143,9 @@ def set_admin_password(address: str, password: str) -> None:
 def mlflow_server(
     host: str, port: int, folder: Path, database: postgres.Postgres, authentication: bool
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """`mlflow server` inside the block; one that an earlier command left behind is stopped first."""
-    artifacts, record = folder / "artifacts", folder / "mlflow.json"
+    """`mlflow server` inside the block."""
+    artifacts, record = folder / "artifacts", folder / RECORD
     artifacts.mkdir(mode=0o700, exist_ok=True)
-    stop_leftover(record)
     settings = {
         "MLFLOW_BACKEND_STORE_URI": database.address(postgres.RUNS),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 
 from pipeline import postgres, server
 from pipeline.errors import PipelineError
-from tests.helpers import PROJECT, artifacts, environment, free_port, run, stored, wait_until
+from tests.helpers import PROJECT, artifacts, run, stored
 from tests.team_server import TeamServer, server_folder
 
 IN_ADDRESS, IN_ENVIRONMENT = "correct-horse-7", "battery-staple-9"
@@ -43,14 +44,21 @@ def repository(tmp_path: Path) -> Path:
 
 
 def files_with(text: str, *folders: Path) -> list[Path]:
-    """Files under the folders, other than what a working tree holds of the project itself."""
+    """The files under the folders that hold a text."""
     found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in found if text.encode() in path.read_bytes()]
 
 
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.slow
 def test_a_run_is_on_the_server_with_its_artifacts(project: Path, team: TeamServer) -> None:
-    """A training and `make sync` bring parameters, metrics by epoch, files and the model; the model loads from there."""
+    """A training and `make sync` bring parameters, metrics by epoch, files and the model, which loads from there."""
     run(project, "pipeline.train", MLFLOW_TRACKING_URI=team.address)
     synced = run(project, "pipeline.sync", MLFLOW_TRACKING_URI=team.address)
     assert "MLflow holds the workspace's run" in synced.stdout
@@ -81,24 +89,24 @@ def test_by_default_only_loopback_is_listened_on(team: TeamServer) -> None:
 
 @pytest.mark.slow
 def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
-    """SIGTERM and Ctrl-C end every process; after SIGKILL to all, or to the command alone, the next start has the runs."""
+    """SIGTERM and Ctrl-C end every process. After SIGKILL to all, or to the command, the next start has the runs."""
     client = MlflowClient(team.address)
     run_id = client.create_run(client.create_experiment("kept")).info.run_id
 
     for end in (lambda: team.stop(signal.SIGTERM), lambda: team.stop(signal.SIGINT)):
         processes = team.processes()
         assert end() in (0, 128 + signal.SIGTERM)
-        assert not [process for process in processes if process.is_running()]
+        assert not any(map(lives, processes))
         assert not (team.folder / "server/socket").exists()
         team.start()
     team.kill()
     team.start()
     left = [process for process in team.processes() if process.pid != team.process.pid]  # type: ignore[union-attr]
     team.stop(signal.SIGKILL)
-    assert all(process.is_running() for process in left)
+    assert all(map(lives, left))
     # They still hold the port.
     team.start()
-    assert not [process for process in left if process.is_running()]
+    assert not any(map(lives, left))
     assert client.get_run(run_id).info.run_id == run_id
 
 
@@ -128,7 +136,7 @@ def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
             assert team.status("admin", ADMIN_PASSWORD, Host="elsewhere.example") == 403
             assert team.status("admin", ADMIN_PASSWORD, Origin="http://elsewhere.example") == 403
 
-            as_admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": ADMIN_PASSWORD}
+            as_admin: dict[str, Any] = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": ADMIN_PASSWORD}
             (project / "new_user.py").write_text(
                 "from mlflow.server import get_app_client\n"
                 f"get_app_client('basic-auth', '{team.address}').create_user('bob', '{IN_ADDRESS}')\n"
@@ -182,11 +190,12 @@ def test_what_is_loopback(host: str, inside: bool) -> None:
 
 def test_a_port_in_use_is_an_error(repository: Path) -> None:
     """The message says which port to try instead."""
-    with socket.socket() as taken:
+    with server_folder() as folder, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run(repository, "pipeline.server", "--port", str(port), ok=False, PYTHONPATH=str(PROJECT))
+        options = ["--port", str(port), "--folder", str(folder)]
+        done = run(repository, "pipeline.server", *options, ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert f"port {port} is in use; choose another: make server PORT={port + 1}" in done.stderr
 
