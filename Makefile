@@ -1,8 +1,9 @@
-# make run | sweep | compare | verify | ui | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
+# make run | sweep | compare | verify | ui | server | move-store | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
 PORT ?= 5000
+HOST ?= 127.0.0.1
 BASE ?= origin/main
 GRID ?= model.bottleneck_size=2,4,8,16,32,64 train.seed=0,1,2
 HEAD ?=
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev setup-cluster run sweep compare verify ui sync tidy review bench test test-all lint lock clean distclean
+.PHONY: help setup setup-dev setup-cluster run sweep compare verify ui server move-store sync tidy review bench test test-all lint lock clean distclean
 
 help:
 	@echo 'make run        set up, reproduce the pipeline, say where the results are'
@@ -22,6 +23,8 @@ help:
 	@echo 'make compare    a table and figures of the runs (BY=model.bottleneck_size SWEEP=NAME REDRAW=1): reports/compare/'
 	@echo 'make verify     reproduce the committed results in a clone, and compare (0: alike, 2: not)'
 	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
+	@echo 'make server     a tracking server for a team, on PostgreSQL (HOST=127.0.0.1 PORT=5000); docs/server.md'
+	@echo 'make move-store  move the runs of the own store to that server'
 	@echo 'make sync       deliver to MLflow what an outage kept back; a run for the workspace'
 	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
 	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
@@ -72,6 +75,12 @@ verify: setup
 
 ui: setup
 	@$(BIN)/python -m pipeline.ui --port $(PORT)
+
+server: setup-cluster
+	@$(BIN)/python -m pipeline.server --host $(HOST) --port $(PORT)
+
+move-store: setup-cluster
+	@$(BIN)/python -m pipeline.move_store
 
 sync: setup
 	@$(BIN)/python -m pipeline.sync
