@@ -151,7 +151,7 @@ def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
     """While a sweep runs on Ray of its own."""
     driver = start(workspace, "-S", "train.seed=0 train.n_epochs=300")
     try:
-        wait_until(lambda: workers_of(driver), 120)
+        wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
         family = psutil.Process(driver.pid).children(recursive=True)
         addresses = set().union(*map(listening, family))
     finally:
