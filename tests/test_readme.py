@@ -18,6 +18,9 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/bottleneck-study.md",
     "docs/review.md",
+    "docs/ray.md",
+    "docs/remote.md",
+    "docs/server.md",
     "docs/tracking.md",
     "docs/your-own-project.md",
 ]
