@@ -290,6 +290,7 @@ def test_a_file_damaged_in_the_remote_is_refused(mine: Path, yours: Path, server
     server.dvc(careless, "pull")
     assert results(careless)[model] != content
 
+    assert "Everything is up to date." in server.dvc(mine, "push").stdout  # DVC looks only whether it is there
     stored.unlink()
     server.dvc(mine, "push")
     server.dvc(yours, "pull")

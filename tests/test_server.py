@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -87,29 +86,6 @@ def test_by_default_only_loopback_is_listened_on(team: TeamServer) -> None:
     assert listening == {("127.0.0.1", team.port)}
     assert any(process.name() == "postgres" for process in team.processes())
     assert (team.folder / "server/socket").resolve().stat().st_mode & 0o777 == 0o700
-
-
-@pytest.mark.slow
-def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
-    """SIGTERM and Ctrl-C end every process. After SIGKILL to all, or to the command, the next start has the runs."""
-    client = MlflowClient(team.address)
-    run_id = client.create_run(client.create_experiment("kept")).info.run_id
-
-    for end in (lambda: team.stop(signal.SIGTERM), lambda: team.stop(signal.SIGINT)):
-        processes = team.processes()
-        assert end() in (0, 128 + signal.SIGTERM)
-        assert not any(map(lives, processes))
-        assert not (team.folder / "server/socket").exists()
-        team.start()
-    team.kill()
-    team.start()
-    left = [process for process in team.processes() if process.pid != team.process.pid]  # type: ignore[union-attr]
-    team.stop(signal.SIGKILL)
-    assert all(map(lives, left))
-    # They still hold the port.
-    team.start()
-    assert not any(map(lives, left))
-    assert client.get_run(run_id).info.run_id == run_id
 
 
 @pytest.mark.slow
