@@ -147,19 +147,21 @@ def _initialize(programs: Path, data: Path, log: Path) -> None:
 
 
 def _stop_leftover(programs: Path, data: Path, log: Path) -> None:
-    """Stop the PostgreSQL of a server that was killed without it."""
+    """Stop the PostgreSQL of a server that was killed without it; make another one possible where it was killed too."""
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
+    pid, *lines = pid_file.read_text().splitlines()
     try:
-        command = psutil.Process(int(pid_file.read_text().split()[0])).cmdline()
-    except (psutil.Error, ValueError, IndexError):
-        return  # PostgreSQL sees to that itself
-    if str(data) in command:
+        is_ours = str(data) in psutil.Process(int(pid)).cmdline()
+    except psutil.NoSuchProcess:  # or a zombie
+        is_ours = False
+    if is_ours:
         _start([str(programs / "pg_ctl"), "-D", str(data), "-m", "fast", "stop"], log).wait()
     else:
-        # Another process has its id by now, as after the restart of a container; PostgreSQL would not start.
-        pid_file.unlink()
+        # The id may be another process's by now, as after the restart of a container, and PostgreSQL would not start.
+        # That of its parent it does not mind; the rest of the file tells it whether the memory is still in use.
+        pid_file.write_text("\n".join([str(os.getpid()), *lines]) + "\n")
 
 
 @contextmanager
