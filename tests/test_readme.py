@@ -18,6 +18,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/bottleneck-study.md",
     "docs/review.md",
+    "docs/server.md",
     "docs/tracking.md",
     "docs/your-own-project.md",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from pipeline import postgres, server
@@ -260,3 +261,26 @@ def test_the_admins_password_is_that_of_the_last_start() -> None:
         assert users.authenticate_user("admin", IN_ENVIRONMENT)
         assert not users.authenticate_user("admin", ADMIN_PASSWORD)
         users.engine.dispose()
+
+
+def version(engine: sa.Engine) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+
+
+@pytest.mark.slow
+def test_the_tables_of_an_older_mlflow_are_upgraded() -> None:
+    """With --upgrade they have the present version before the server looks at them."""
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config
+
+    with server_folder() as folder, postgres.running(folder) as database:
+        address = database.address(postgres.RUNS)
+        engine = sa.create_engine(address)
+        server.upgrade(address)
+        newest = version(engine)
+        command.downgrade(_get_alembic_config(address), "-1")
+        assert version(engine) != newest
+        server.upgrade(address)
+        assert version(engine) == newest
+        engine.dispose()
