@@ -204,10 +204,16 @@ def stop_leftover(record: Path) -> None:
     """End the MLflow server of a command that was killed without it."""
     if not record.exists():
         return
-    with suppress(ValueError, KeyError, ProcessLookupError):
+    with suppress(ValueError, KeyError, psutil.NoSuchProcess):  # half written, or just gone
         tags = json.loads(record.read_text())
-        if not processes.is_gone(tags):
-            os.killpg(int(tags["process.pid"]), signal.SIGKILL)
+        if processes.is_gone(tags):
+            return
+        leader = psutil.Process(int(tags["process.pid"]))
+        left = {process: processes.identity(process.pid) for process in [leader, *leader.children(recursive=True)]}
+        for process in left:
+            process.kill()
+        while not all(map(processes.is_gone, left.values())):
+            time.sleep(0.05)  # until then they hold the port
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:

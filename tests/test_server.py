@@ -2,14 +2,18 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from pipeline import postgres, server
@@ -84,6 +88,88 @@ def test_by_default_only_loopback_is_listened_on(team: TeamServer) -> None:
     assert listening == {("127.0.0.1", team.port)}
     assert any(process.name() == "postgres" for process in team.processes())
     assert (team.folder / "server/socket").resolve().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
+    """SIGTERM and Ctrl-C end every process. After SIGKILL to all, or to the command, the next start has the runs."""
+    client = MlflowClient(team.address)
+    run_id = client.create_run(client.create_experiment("kept")).info.run_id
+
+    for end in (lambda: team.stop(signal.SIGTERM), lambda: team.stop(signal.SIGINT)):
+        processes = team.processes()
+        assert end() in (0, 128 + signal.SIGTERM)
+        assert not any(map(lives, processes))
+        assert not (team.folder / "server/socket").exists()
+        team.start()
+    team.kill()
+    team.start()
+    left = [process for process in team.processes() if process.pid != team.process.pid]  # type: ignore[union-attr]
+    team.stop(signal.SIGKILL)
+    assert all(map(lives, left))
+    # They still hold the port.
+    team.start()
+    assert not any(map(lives, left))
+    assert client.get_run(run_id).info.run_id == run_id
+
+
+@pytest.mark.slow
+def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
+    """Who gives none, MLflow's old default or a wrong one gets 401; names of other machines and pages are refused.
+    A user who is no admin delivers a run, with the password in the address. It, the admin's and another one in the
+    environment are in no table, artifact, log, journal, environment or command line."""
+    secrets = [IN_ADDRESS, IN_ENVIRONMENT, ADMIN_PASSWORD]
+    with server_folder() as folder:
+        team = TeamServer(
+            project,
+            folder,
+            "--host",
+            "0.0.0.0",
+            MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN_PASSWORD,
+            DEPLOY_TOKEN=IN_ENVIRONMENT,
+        )
+        team.start()
+        try:
+            assert team.status() == 401
+            assert team.status("admin", "password1234") == 401
+            assert team.status("admin", "wrong") == 401
+            assert team.status("admin", ADMIN_PASSWORD) == 200
+            here = f"{socket.gethostname()}:{team.port}"
+            assert team.status("admin", ADMIN_PASSWORD, Host=here, Origin=f"http://{here}") == 200
+            assert team.status("admin", ADMIN_PASSWORD, Host="elsewhere.example") == 403
+            assert team.status("admin", ADMIN_PASSWORD, Origin="http://elsewhere.example") == 403
+
+            as_admin: dict[str, Any] = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": ADMIN_PASSWORD}
+            (project / "new_user.py").write_text(
+                "from mlflow.server import get_app_client\n"
+                f"get_app_client('basic-auth', '{team.address}').create_user('bob', '{IN_ADDRESS}')\n"
+            )
+            run(project, "new_user", **as_admin)
+            (project / "new_user.py").unlink()
+            # The admin has made the experiment that bob adds to.
+            run(project, "pipeline.ui", MLFLOW_TRACKING_URI=team.address, **as_admin)
+            address = team.address.replace("//", f"//bob:{IN_ADDRESS}@")
+            done = run(project, "pipeline.sync", MLFLOW_TRACKING_URI=address, DEPLOY_TOKEN=IN_ENVIRONMENT)
+            printed = done.stdout + done.stderr
+            refused = run(project, "pipeline.sync", ok=False, MLFLOW_TRACKING_URI=address.replace("horse", "donkey"))
+            assert refused.returncode == 2
+            assert refused.stderr.startswith("error: the MLflow store cannot be opened:")
+
+            dump = team.dump()
+            assert "autoencoder.safetensors" not in dump  # it is a file
+            assert "digits k=2 seed=0" in dump
+            assert list((folder / "server/artifacts").rglob("autoencoder.safetensors"))
+            for process in team.processes()[1:]:
+                with suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
+                    assert ADMIN_PASSWORD not in " ".join([*process.cmdline(), *process.environ().values()])
+            for secret in secrets:
+                assert secret not in dump
+                assert secret not in printed
+                assert secret not in " ".join(team.processes()[0].cmdline())
+        finally:
+            team.stop()
+        for secret in secrets:
+            assert files_with(secret, folder, project / ".mlflow-journal") == []
 
 
 @pytest.mark.parametrize("password", [None, "short", "password1234"])
@@ -175,3 +261,26 @@ def test_the_admins_password_is_that_of_the_last_start() -> None:
         assert users.authenticate_user("admin", IN_ENVIRONMENT)
         assert not users.authenticate_user("admin", ADMIN_PASSWORD)
         users.engine.dispose()
+
+
+def version(engine: sa.Engine) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+
+
+@pytest.mark.slow
+def test_the_tables_of_an_older_mlflow_are_upgraded() -> None:
+    """With --upgrade they have the present version before the server looks at them."""
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config
+
+    with server_folder() as folder, postgres.running(folder) as database:
+        address = database.address(postgres.RUNS)
+        engine = sa.create_engine(address)
+        server.upgrade(address)
+        newest = version(engine)
+        command.downgrade(_get_alembic_config(address), "-1")
+        assert version(engine) != newest
+        server.upgrade(address)
+        assert version(engine) == newest
+        engine.dispose()
