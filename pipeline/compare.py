@@ -29,7 +29,7 @@ from pipeline.dvcfiles import md5s
 from pipeline.errors import PipelineError, run_command
 from pipeline.figures import DATASET_TITLES, save_figure
 from pipeline.outs import write_out
-from pipeline.store import open_store
+from pipeline.store import open_store, search_all
 from pipeline.sweep import sweeps_of
 
 FOLDER = Path("reports/compare")
@@ -117,13 +117,7 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
     """
     client, experiment_id = open_store()
     condition = "attributes.status = 'FINISHED' AND metrics.`test/mse` > 0"
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
-        found += page
-        if (token := page.token) is None:
-            break
+    found = search_all(client, experiment_id, condition)
     if sweep is not None:
         found = [run for run in found if sweep in sweeps_of(run.data.tags)]
     if not found:

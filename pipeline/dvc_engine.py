@@ -28,9 +28,7 @@ STOP_SECONDS = 30
 
 def default_jobs(points: list[Point]) -> int:
     """As many points at once as the machine has cores for their threads."""
-    cores = os.cpu_count() or 1
-    threads = max(cores if point.params.train.threads == "auto" else point.params.train.threads for point in points)
-    return max(1, cores // threads)
+    return max(1, (os.cpu_count() or 1) // max(point.n_threads for point in points))
 
 
 def finished(points: list[Point]) -> dict[str, str]:
@@ -58,11 +56,7 @@ def copies(n: int) -> Iterator[list[Path]]:
             check_out_workspace(folder, head, workspace)
             if (local := root / ".dvc/config.local").is_file():
                 shutil.copy(local, folder / ".dvc/config.local")
-            subprocess.run(
-                [sys.executable, "-m", "dvc", "config", "--local", "cache.dir", str(root / cache)],
-                cwd=folder,
-                check=True,
-            )
+            subprocess.run([*DVC, "config", "--local", "cache.dir", str(root / cache)], cwd=folder, check=True)
         yield folders
     finally:
         for folder in folders:
@@ -83,26 +77,24 @@ def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[
             for process in [process for process in running if process.poll() is not None]:
                 point, folder, started = running.pop(process)
                 idle.append(folder)
-                result = collect(point, folder)
-                if result is None:
+                test_mse = collect(point, folder)
+                if test_mse is None:
                     failed.append(point)
                 others = [other.name for other, *_ in running.values()]
-                progress.on_end(point.name, result, point.log, time.monotonic() - started, others)
+                progress.on_end(point.name, test_mse, point.log, time.monotonic() - started, others)
             time.sleep(0.1)
     finally:
         if running:
             stop(running)
-            n_done = progress.n_done
-            print(f"stopped; {n_done} of {n_points} points are done, the same command goes on", file=sys.stderr)
+            progress.on_interruption()
     return failed
 
 
 def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
     """DVC on one point, in a session of its own, so that a terminal's Ctrl-C reaches the sweep alone."""
-    settings = [argument for name, value in point.changes.items() for argument in ("-S", f"{name}={json.dumps(value)}")]
     with point.log.open("wb") as log:
         return subprocess.Popen(
-            [*DVC, "exp", "run", "--name", point.experiment, *settings],
+            [*DVC, "exp", "run", "--name", point.experiment, *point.settings],
             cwd=folder,
             env=environment_of_stages() | {"MLFLOW_RUN_NAME": point.name},
             stdin=subprocess.DEVNULL,
@@ -112,12 +104,12 @@ def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def collect(point: Point, folder: Path) -> str | None:
-    """Bring a point's experiment into this repository: `test MSE 0.0338`; None if there is none."""
+def collect(point: Point, folder: Path) -> float | None:
+    """Bring a point's experiment into this repository; its test MSE, None if there is no experiment."""
     git(main_root(), "fetch", "--quiet", str(folder), f"refs/exps/*/{point.experiment}:refs/exps/*/{point.experiment}")
     commit = finished([point]).get(point.experiment)
     metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
-    return f"test MSE {json.loads(metrics)['test']['mse']:.4f}" if metrics else None
+    return json.loads(metrics)["test"]["mse"] if metrics else None
 
 
 def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:

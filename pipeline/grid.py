@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,17 @@ class Point:
     @property
     def log(self) -> Path:
         return LOGS / f"{self.experiment}.log"
+
+    @property
+    def n_threads(self) -> int:
+        """All of this machine's cores with `train.threads: auto`."""
+        threads = self.params.train.threads
+        return (os.cpu_count() or 1) if threads == "auto" else threads
+
+    @property
+    def settings(self) -> list[str]:
+        """`dvc exp run`'s options for it."""
+        return [part for name, value in self.changes.items() for part in ("-S", f"{name}={json.dumps(value)}")]
 
 
 def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:

@@ -122,12 +122,11 @@ def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) ->
             copy_rows(old, new, before.tables[table.name], table, moved, root)
             continue_numbers(new, table)
     n_files, n_bytes = copy_artifacts(moved, root, artifacts)
-    for table in after.sorted_tables:
-        was, now = count(old, before.tables[table.name]), count(new, table)
-        if was != now:
-            raise PipelineError(f"nothing was moved: of {was} rows of {table.name} {now} arrived")
-    rows = {what: count(new, after.tables[name]) for name, what in COUNTED.items()}
-    return rows | {"files": n_files, "bytes": n_bytes}
+    arrived = {name: count(new, table) for name, table in after.tables.items()}
+    for name, now in arrived.items():
+        if (was := count(old, before.tables[name])) != now:
+            raise PipelineError(f"nothing was moved: of {was} rows of {name} {now} arrived")
+    return {what: arrived[name] for name, what in COUNTED.items()} | {"files": n_files, "bytes": n_bytes}
 
 
 def tables(connection: sa.Connection) -> sa.MetaData:

@@ -84,16 +84,16 @@ class SweepProgress:
     n_failed: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def on_end(self, name: str, result: str | None, log: object, seconds: float, running: Iterable[str]) -> None:
-        """A point ended after some seconds: its result as a phrase, None if it failed, which its log explains."""
-        if result is None:
+    def on_end(self, name: str, test_mse: float | None, log: object, seconds: float, running: Iterable[str]) -> None:
+        """A point ended after some seconds, without a test MSE if it failed, which its log explains."""
+        if test_mse is None:
             self.n_failed += 1
         else:
             self.n_done += 1
         self.seconds.append(seconds)
         n_left = self.n_points - self.n_done - self.n_failed
         left = n_left * sum(self.seconds) / len(self.seconds) / self.jobs
-        what = f"FAILED, see {log}," if result is None else result
+        what = f"FAILED, see {log}," if test_mse is None else f"test MSE {test_mse:.4f}"
         names = list(running)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         parts = [
@@ -103,6 +103,9 @@ class SweepProgress:
             f"about {duration(left)} left",
         ]
         print(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})", flush=True)
+
+    def on_interruption(self) -> None:
+        print(f"stopped; {self.n_done} of {self.n_points} points are done, the same command goes on", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -8,11 +8,11 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import socket
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,42 +64,26 @@ def check(points: list[Point], address: str | None) -> None:
         )
 
 
-def rows_by_point(
-    client: "MlflowClient", experiment_id: str, points: list[Point], condition: str = ""
-) -> "dict[str, list[Run]]":
-    """{experiment: rows with its parameters and today's code, whoever made them, the oldest first}."""
-    code = tracking.code_tag()
-    wanted = {_key({name: str(value) for name, value in point.params.flat().items()}): point for point in points}
-    found: dict[str, list[Run]] = {point.experiment: [] for point in points}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            f"tags.code = '{code}'{condition}",
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        for row in page:
-            if (point := wanted.get(_key(row.data.params))) is not None:
-                found[point.experiment].append(row)
-        if (token := page.token) is None:
-            return found
-
-
-def _key(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(params.items()))
-
-
 def is_done(row: "Run") -> bool:
     """Whether a row is that of a whole run."""
     return row.info.status == "FINISHED" and EVALUATION_TAG in row.data.tags
 
 
 def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) -> "dict[str, Run]":
-    """{experiment: its row} of the points that are done."""
-    rows = rows_by_point(client, experiment_id, points, " AND attributes.status = 'FINISHED'")
-    return {name: done[0] for name, found in rows.items() if (done := [row for row in found if is_done(row)])}
+    """{experiment: its oldest row} of the points that are done: the same parameters and code, whoever ran them."""
+    experiments = {_key(point.params.flat()): point.experiment for point in points}
+    condition = f"tags.code = '{tracking.code_tag()}' AND attributes.status = 'FINISHED'"
+    rows = {}
+    for row in store.search_all(client, experiment_id, condition):
+        experiment = experiments.get(_key(row.data.params))
+        if experiment is not None and is_done(row):
+            rows[experiment] = row
+    return rows
+
+
+def _key(params: Mapping[str, object]) -> frozenset[tuple[str, str]]:
+    """Parameters as MLflow keeps them, to find them by."""
+    return frozenset((name, str(value)) for name, value in params.items())
 
 
 def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> None:
@@ -107,19 +91,25 @@ def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> N
 
     Called while none of them runs.
     """
-    for point in points:
-        mine = f" AND tags.`{POINT_TAG}` = '{point_tag(point)}'"
-        rows = rows_by_point(client, experiment_id, [point], mine)[point.experiment]
-        done = [row for row in rows if is_done(row)]
-        for row in rows:
-            if row.info.status in ("RUNNING", "FINISHED") and row not in done[:1]:
+    rows: dict[str, list[Run]] = {point_tag(point): [] for point in points}
+    for row in store.search_all(client, experiment_id, f"tags.`{POINT_TAG}` LIKE '{_owner()}-%'"):
+        if (tag := row.data.tags[POINT_TAG]) in rows:
+            rows[tag].append(row)
+    for found in rows.values():
+        done = [row for row in found if is_done(row)]
+        for row in found:
+            if row.info.status in ("RUNNING", "FINISHED") and row not in done[-1:]:
                 client.set_terminated(row.info.run_id, "KILLED")
 
 
 def point_tag(point: Point) -> str:
     """What a row says of the point that it is of: which clone of the repository ran it, and which point."""
-    owner = hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:8]
-    return f"{owner}-{digest(point.experiment)}"
+    return f"{_owner()}-{digest(point.experiment)}"
+
+
+def _owner() -> str:
+    """This clone of the repository among all."""
+    return hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -127,7 +117,7 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
     """Ray, connected to a cluster, or to one of its own on this machine with so many CPUs, on loopback alone.
 
     Raises:
-        PipelineError: no cluster is at the address.
+        PipelineError: no cluster is at the address, or none can be started.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
@@ -144,17 +134,24 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
             runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise PipelineError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
+        what = f"no Ray cluster at {address}" if address else "Ray does not start"
+        raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def run_points(points: list[Point], jobs: int | None, address: str | None, n_points: int) -> list[Point]:
+def run_points(
+    client: "MlflowClient",
+    experiment_id: str,
+    points: list[Point],
+    jobs: int | None,
+    address: str | None,
+    n_points: int,
+) -> list[Point]:
     """Run points, as many at once as the cluster has CPUs (and GPUs) for, at most `jobs`; those that failed."""
-    client, experiment_id = store.open_store()
-    needs = max((cpus_of(point) for point in points), default=1)
+    needs = max(point.n_threads for point in points)
     own_cpus = needs * jobs if jobs else max(os.cpu_count() or 1, needs)
     failed: list[Point] = []
     with cluster(address, own_cpus) as ray:
@@ -164,7 +161,7 @@ def run_points(points: list[Point], jobs: int | None, address: str | None, n_poi
         environment = settings_of_stages()
         gpus = int(ray.cluster_resources().get("GPU", 0))
         task = ray.remote(max_retries=0)(ray_node.run_point)
-        progress = SweepProgress(n_points, jobs or max(1, own_cpus // needs), n_done=n_points - len(points))
+        progress = SweepProgress(n_points, jobs or 1, n_done=n_points - len(points))
         waiting, tries = deque(points), Counter[str]()
         running: dict[Any, tuple[Point, float]] = {}
 
@@ -176,7 +173,7 @@ def run_points(points: list[Point], jobs: int | None, address: str | None, n_poi
                 commands,
                 environment | {"MLFLOW_RUN_NAME": point.name, POINT_VARIABLE: point_tag(point)},
             )
-            wants = {"num_cpus": cpus_of(point), "num_gpus": gpus_of(point) if gpus else 0}
+            wants = {"num_cpus": point.n_threads, "num_gpus": gpus_of(point) if gpus else 0}
             running[task.options(name=point.name, **wants).remote(order, [shared])] = (point, time.monotonic())
             tries[point.experiment] += 1
 
@@ -193,18 +190,17 @@ def run_points(points: list[Point], jobs: int | None, address: str | None, n_poi
                         print(f"{point.name}: lost with its worker, tried again", flush=True)
                         waiting.appendleft(point)
                         continue
-                    phrase = f"test MSE {result.test_mse:.4f}" if result and result.test_mse is not None else None
-                    if phrase is None:
+                    result = result or Outcome(None, f"lost with its worker {TRIES} times\n")
+                    if result.test_mse is None:
                         failed.append(point)
-                    point.log.write_text(result.log if result else f"lost with its worker {TRIES} times\n")
+                    point.log.write_text(result.log)
                     others = [other.name for other, _ in running.values()]
-                    progress.on_end(point.name, phrase, point.log, time.monotonic() - started, others)
+                    progress.on_end(point.name, result.test_mse, point.log, time.monotonic() - started, others)
             if not failed:
                 remove_everywhere(ray, sweep)
         finally:
             if running:
-                n_done = progress.n_done
-                print(f"stopped; {n_done} of {n_points} points are done, the same command goes on", file=sys.stderr)
+                progress.on_interruption()
     return failed
 
 
@@ -254,12 +250,6 @@ def settings_of_stages() -> dict[str, str]:
     return settings | {"MLFLOW_TRACKING_URI": store.tracking_uri(main_root())}
 
 
-def cpus_of(point: Point) -> int:
-    """As many as it has threads; all of this machine's with `train.threads: auto`."""
-    threads = point.params.train.threads
-    return (os.cpu_count() or 1) if threads == "auto" else threads
-
-
 def gpus_of(point: Point) -> float:
     """One, or a share of one that PIPELINE_GPUS_PER_POINT names, unless the point trains on the CPU."""
     return 0 if point.params.train.device == "cpu" else float(os.environ.get("PIPELINE_GPUS_PER_POINT", "1"))
@@ -277,8 +267,7 @@ def remove_everywhere(ray: Any, sweep: str) -> None:
 
 def command_for(point: Point) -> str:
     """The command that makes a point the workspace's experiment."""
-    settings = " ".join(f"-S {name}={json.dumps(value)}" for name, value in point.changes.items())
-    return f"dvc exp run {settings}"
+    return shlex.join(["dvc", "exp", "run", *point.settings])
 
 
 def best(points: list[Point], rows: "dict[str, Run]") -> Point | None:

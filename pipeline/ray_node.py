@@ -7,6 +7,7 @@ on from its checkpoint, when a point comes back to the node after a kill. What i
 
 import getpass
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ import yaml
 from filelock import FileLock
 
 from pipeline.clones import check_out_workspace
+from pipeline.errors import PipelineError
 from pipeline.journal import journals
 from pipeline.outs import write_out
 from pipeline.provenance import git
@@ -59,8 +61,16 @@ class Outcome:
 
 
 def node_folder(sweep: str) -> Path:
-    """Where a node keeps a sweep's files; another user's folder is never used."""
-    return Path(tempfile.gettempdir()) / f"ray-sweep-{getpass.getuser()}" / sweep
+    """Where a node keeps a sweep's files.
+
+    Raises:
+        PipelineError: another user made that folder, and could change what is run there.
+    """
+    own = Path(tempfile.gettempdir()) / f"ray-sweep-{getpass.getuser()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.is_symlink() or own.stat().st_uid != os.getuid():
+        raise PipelineError(f"{own} is another user's; delete it")
+    return own / sweep
 
 
 def run_point(order: Order, shared: list[Any]) -> Outcome:
@@ -71,7 +81,7 @@ def run_point(order: Order, shared: list[Any]) -> Outcome:
         shared: Ray's reference to a `Shared`, in a list, for which Ray does not fetch it before it is wanted.
     """
     folder = node_folder(order.sweep)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True)
     clone = folder / order.experiment
     log_path = folder / f"{order.experiment}.log"
     # The stages of an earlier try may still be ending.

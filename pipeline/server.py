@@ -8,7 +8,6 @@ does not start without. docs/server.md tells more.
 """
 
 import argparse
-import errno
 import ipaddress
 import json
 import os
@@ -27,7 +26,7 @@ import psutil
 from pipeline import postgres, processes
 from pipeline.errors import PipelineError, run_command
 from pipeline.repository import main_root
-from pipeline.ui import wait_until_up
+from pipeline.ui import check_port, wait_until_up
 
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105
 ADMIN = "admin"
@@ -62,7 +61,7 @@ def main() -> None:
     folder = (main_root() / args.folder).resolve()
     with suppress(KeyboardInterrupt), processes.sigterm_as_exit(), postgres.running(folder) as database:
         stop_leftover(folder / RECORD)
-        check_port(args.host, args.port)
+        check_port(args.host, args.port, "make server")
         if args.upgrade:
             upgrade(database.address(postgres.RUNS))
         if password is not None:
@@ -94,20 +93,6 @@ def check_password(password: str | None, host: str) -> None:
         raise PipelineError(f"{host} is reachable from outside, so the server wants a password: {rule}")
     if password is not None and (len(password) < SHORTEST_PASSWORD or password == KNOWN_PASSWORD):
         raise PipelineError(f"{rule}, and not MLflow's old default")
-
-
-def check_port(host: str, port: int) -> None:
-    """Find out before MLflow has started.
-
-    Raises:
-        PipelineError: the port is taken, or the host is no address of this machine.
-    """
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PipelineError(f"port {port} is in use; choose another: make server PORT={port + 1}") from None
-        raise PipelineError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
 
 
 def upgrade(address: str) -> None:
@@ -151,16 +136,8 @@ def mlflow_server(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    options = [
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",
-        str(WORKERS),
-        "--artifacts-destination",
-        str(artifacts),
-    ]
+    options = ["--host", host, "--port", str(port), "--workers", str(WORKERS)]
+    options += ["--artifacts-destination", str(artifacts)]
     if authentication:
         options += ["--app-name", "basic-auth"]
         config = folder / "auth.ini"

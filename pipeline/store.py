@@ -23,6 +23,7 @@ from pipeline.repository import main_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # MLflow's own defaults wait for minutes, and its retries would make a run twice where the first request
 # was only slow: delivery repeats what failed, after a look at what is there.
@@ -131,6 +132,17 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None
+
+
+def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
+    """All runs for which an MLflow filter holds, the newest first."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        found += page
+        if (token := page.token) is None:
+            return found
 
 
 def upgrade_command(uri: str) -> str:

@@ -57,6 +57,7 @@ def main() -> None:
     points = make_points(grid)
     name = arguments.name or default_name(grid)
 
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(LOGS / "lock", timeout=0):
@@ -98,7 +99,9 @@ def sweep_on_ray(points: list[Point], jobs: int | None, name: str, address: str 
     announce(points, waiting, name, f"on Ray at {address or 'this machine'}")
     try:
         with processes.sigterm_as_exit():
-            return ray_engine.run_points(waiting, jobs, address, n_points=len(points)) if waiting else []
+            if not waiting:
+                return []
+            return ray_engine.run_points(client, experiment_id, waiting, jobs, address, n_points=len(points))
     finally:
         ray_engine.settle(client, experiment_id, points)
         rows = ray_engine.finished(client, experiment_id, points)
@@ -118,7 +121,6 @@ def prepare(points: list[Point]) -> None:
 def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:
     n_done = len(points) - len(waiting)
     print(f"sweep {name!r}: {len(points)} points, {n_done} done, {len(waiting)} to run, {how}", flush=True)
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
 
 
 def attempt(call: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ Prints that address, and for each sweep the one of MLflow's comparison of its ru
 """
 
 import argparse
+import errno
 import json
 import os
 import socket
@@ -49,9 +50,7 @@ def main() -> None:
         for name, link in sweeps.items():
             print(f"Sweep {name!r}, compared: {address}{link}")
         return
-    with socket.socket() as probe:
-        if probe.connect_ex((HOST, port)) == 0:
-            raise PipelineError(f"port {port} is in use; choose another: make ui PORT={port + 1}")
+    check_port(HOST, port, "make ui")
     options = ["--host", HOST, "--port", str(port), "--workers", "1"]
     # One worker and no job runner: 2 processes instead of 13, and a third of the time to start.
     server = subprocess.Popen(
@@ -89,6 +88,20 @@ def comparisons(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
         name: f"/#/compare-runs?runs={quote(json.dumps(found[:MOST_COMPARED]))}&experiments={experiments}"
         for name, found in ids.items()
     }
+
+
+def check_port(host: str, port: int, command: str) -> None:
+    """Find out before MLflow has started; `command` takes another port.
+
+    Raises:
+        PipelineError: the port is taken, or the host is no address of this machine.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PipelineError(f"port {port} is in use; choose another: {command} PORT={port + 1}") from None
+        raise PipelineError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
 
 
 def wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:

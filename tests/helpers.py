@@ -110,6 +110,19 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
     return done
 
 
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """Start `python -m …` in a folder, in a session of its own, so that a signal to its group reaches it alone."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def rows(project: Path) -> list[Run]:
     """All runs of a project's own store, the newest first."""
     return stored(f"sqlite:///{project}/mlflow.db")

@@ -202,17 +202,17 @@ def test_a_store_of_another_version_is_an_error(small: Path) -> None:
     [
         ("file:///a%20b/c", "/a b/c"),
         ("/a b/c", "/a b/c"),
-        ("mlruns/0", "/root/mlruns/0"),
-        ("mlflow-artifacts:/1/x/artifacts", "/root/mlartifacts/1/x/artifacts"),
+        ("mlruns/0", "/repository/mlruns/0"),
+        ("mlflow-artifacts:/1/x/artifacts", "/repository/mlartifacts/1/x/artifacts"),
         ("s3://bucket/x", None),
         (None, None),
     ],
 )
 def test_where_artifacts_lie(address: str | None, path: str | None) -> None:
     """Addresses elsewhere, as in a bucket, stay as they are."""
-    found = move_store.local_folder(address, Path("/root"))
+    found = move_store.local_folder(address, Path("/repository"))
     assert found == (None if path is None else Path(path))
     row = move_store.with_new_addresses(
-        "runs", {"artifact_uri": address, "run_uuid": "r", "experiment_id": 3}, [], Path("/root")
+        "runs", {"artifact_uri": address, "run_uuid": "r", "experiment_id": 3}, [], Path("/repository")
     )
     assert row["artifact_uri"] == (address if path is None else "mlflow-artifacts:/3/r/artifacts")

@@ -90,7 +90,7 @@ def test_digits_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Done, running, failed, and the time left after what points took so far and how many run at once."""
     progress = SweepProgress(n_points=18, jobs=2, n_done=8)
-    progress.on_end("digits k=2 seed=0", "test MSE 0.0338", "a.log", 60, running=["digits k=4 seed=0"])
+    progress.on_end("digits k=2 seed=0", 0.0338, "a.log", 60, running=["digits k=4 seed=0"])
     assert capsys.readouterr().out == (
         "digits k=2 seed=0: test MSE 0.0338 in 60 s   "
         "(9 of 18 done; running: digits k=4 seed=0; failed: 0; about 4.5 min left)\n"

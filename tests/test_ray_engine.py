@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,32 +13,21 @@ from pipeline import ray_engine, sweep
 from pipeline.errors import PipelineError
 from pipeline.grid import make_points, parse_grid
 from pipeline.store import open_store
-from tests.helpers import copy_project, environment, git, rows, run, small_params, wait_until, write_params
+from tests.helpers import git, rows, run, small_params, start, wait_until, write_params
 
 pytest.importorskip("ray", reason="Ray is not installed: make setup-cluster")
 
 
+SWEEP = ("pipeline.sweep", "--engine", "ray", "--jobs", "1")
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A committed copy of the project with a small network on one thread, as the working folder."""
+def workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a network on one thread of the CPU, and a store of its own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = copy_project(tmp_path / "workspace")
-    write_params(small_params(train__threads=1, train__device="cpu"), folder)
-    git(folder, "commit", "-q", "-a", "-m", "small")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def start(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.sweep", "--engine", "ray", "--jobs", "1", *arguments],
-        cwd=workspace,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    write_params(small_params(train__threads=1, train__device="cpu"), workspace)
+    git(workspace, "commit", "-q", "-a", "-m", "one thread")
+    return workspace
 
 
 def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -149,7 +137,7 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
 @pytest.mark.slow
 def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
     """While a sweep runs on Ray of its own."""
-    driver = start(workspace, "-S", "train.seed=0 train.n_epochs=300")
+    driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300")
     try:
         wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
         family = psutil.Process(driver.pid).children(recursive=True)
@@ -167,7 +155,7 @@ def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
 def test_a_point_survives_its_worker_and_its_driver(workspace: Path) -> None:
     """Both killed without a word: it goes on, and ends as one FINISHED row with each epoch once."""
     grid = ["-S", "train.seed=0 train.n_epochs=300"]
-    driver = start(workspace, *grid)
+    driver = start(workspace, *SWEEP, *grid)
     wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
     for worker in workers_of(driver):
         worker.send_signal(signal.SIGKILL)
@@ -180,7 +168,7 @@ def test_a_point_survives_its_worker_and_its_driver(workspace: Path) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
     driver.wait()
-    again = run(workspace, "pipeline.sweep", "--engine", "ray", "--jobs", "1", *grid)
+    again = run(workspace, *SWEEP, *grid)
     assert "1 of 1 done" in again.stdout
     finished = [row for row in rows(workspace) if row.info.status == "FINISHED"]
     assert len(finished) == 1

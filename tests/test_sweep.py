@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import environment, rows, run, wait_until
+from tests.helpers import rows, run, start, wait_until
 
 
 @pytest.mark.slow
@@ -46,15 +44,7 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
 def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -> None:
     """What ran is stopped, its row KILLED; the same command goes on in that row, runs the rest, and nothing twice."""
     grid = ["-S", "train.seed=0,1 train.n_epochs=300", "--jobs", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.sweep", *grid],
-        cwd=workspace,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(workspace, "pipeline.sweep", *grid)
     assert process.stdout is not None
     first = next(line for line in process.stdout if line.startswith("digits k="))
     assert first.startswith("digits k=2 seed=0: test MSE")
