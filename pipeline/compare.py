@@ -28,7 +28,9 @@ from pipeline.data import load_split
 from pipeline.dvcfiles import md5s
 from pipeline.errors import PipelineError, run_command
 from pipeline.figures import DATASET_TITLES, save_figure
+from pipeline.grid import short
 from pipeline.outs import write_out
+from pipeline.params import load_params
 from pipeline.store import open_store, search_all
 from pipeline.sweep import sweeps_of
 
@@ -87,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runs = load_runs(RUNS_PATH) if arguments.redraw else find_runs(arguments.sweep)
-    curves, left_out = split_into_curves(runs, arguments.by)
+    curves, left_out = split_into_curves(runs, arguments.by, load_params().flat())
     for reason in left_out:
         print(f"left out: {reason}")
     if not arguments.redraw:
@@ -155,10 +157,11 @@ def number_or_text(value: str) -> float | str:
     return value
 
 
-def split_into_curves(runs: pd.DataFrame, by: str) -> tuple[list[Curve], list[str]]:
-    """Runs that differ in nothing but `by`, the seed and `evaluate`, with the most values of `by` first.
+def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tuple[list[Curve], list[str]]:
+    """Runs that differ in nothing but `by`, the seed and `evaluate`.
 
-    Of several runs of one point the newest counts.
+    First come those with the most values of `by`, of these the ones with the other values of `params`, then the
+    newest. Of several runs of one point the newest counts.
 
     Returns:
         The curves, of at least two values each, and a line for what is left out.
@@ -166,10 +169,10 @@ def split_into_curves(runs: pd.DataFrame, by: str) -> tuple[list[Curve], list[st
     Raises:
         PipelineError: `by` is no parameter of the runs, or no runs compare.
     """
-    params = [name for name in map(str, runs) if "." in name]
-    if by not in params:
-        raise PipelineError(f"--by {by}: the runs have no such parameter, but {', '.join(params)}")
-    same = ["code", *(name for name in params if name not in (by, SEED) and not name.startswith("evaluate."))]
+    names = [name for name in map(str, runs) if "." in name]
+    if by not in names:
+        raise PipelineError(f"--by {by}: the runs have no such parameter, but {', '.join(names)}")
+    same = ["code", *(name for name in names if name not in (by, SEED) and not name.startswith("evaluate."))]
     left_out = []
     if n_old := int(runs["code"].isna().sum()):
         left_out.append(f"{n_old} run(s) whose row does not tell the code, made before rows did")
@@ -180,7 +183,12 @@ def split_into_curves(runs: pd.DataFrame, by: str) -> tuple[list[Curve], list[st
     if n_superseded := len(known) - len(newest):
         left_out.append(f"{n_superseded} run(s) of points that a newer run has too")
     groups = [group for _, group in newest.groupby(same, dropna=False, sort=False)]
-    groups.sort(key=lambda group: (group[by].nunique(), group["started"].max()), reverse=True)
+
+    def rank(group: pd.DataFrame) -> tuple[int, bool, float]:
+        is_own = all(show(group[name].iloc[0]) == show(number_or_text(str(params.get(name)))) for name in same[1:])
+        return group[by].nunique(), is_own, group["started"].max()
+
+    groups.sort(key=rank, reverse=True)
     usable = [group for group in groups if group[by].nunique() > 1][:MAX_CURVES]
     if not usable:
         raise PipelineError(
@@ -202,8 +210,8 @@ def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str
     changed = [
         name for name in same if ours[name] != theirs[name] and not (pd.isna(ours[name]) and pd.isna(theirs[name]))
     ]
-    values = {name: f"code {ours[name][:6]}" if name == "code" else f"{name}={show(ours[name])}" for name in changed}
-    return "; ".join(values.values()) or "main"
+    values = [f"code {ours[name][:6]}" if name == "code" else f"{short(name)}={show(ours[name])}" for name in changed]
+    return "; ".join(values) or "main"
 
 
 def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
@@ -299,7 +307,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
             [places(value) for value in lines[by]],
             lines["test_mse"],
             lines["test_mse_std"].fillna(0),
-            label="autoencoder" if number == 0 else f"autoencoder, {differs}",
+            label="autoencoder" if number == 0 else f"autoencoder,\n{differs}",
             color=COLORS[number],
             marker=MARKERS[number],
             capsize=4,

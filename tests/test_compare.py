@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from pipeline import compare
 from pipeline.errors import PipelineError
 from pipeline.store import open_store
-from tests.helpers import PROJECT, rows, run, small_params
+from tests.helpers import PROJECT, rows, run, small_params, write_params
 
 BY = "model.bottleneck_size"
 AddRun = Callable[..., str]
@@ -25,6 +25,7 @@ AddRun = Callable[..., str]
 def add_run(tmp_dir: Path, store: str) -> AddRun:
     """Puts a run into the store of an otherwise empty repository, which is the working folder; returns its id."""
     (tmp_dir / ".dvc").mkdir()
+    write_params(small_params(), tmp_dir)
     client, experiment_id = open_store()
 
     def add(k: int, seed: int = 0, mse: float = 0.01, code: str = "a" * 16, sweep: str = "s", **changes: Any) -> str:
@@ -64,7 +65,7 @@ def add_to(
 
 
 def curves(by: str = BY, sweep: str | None = None) -> tuple[list[compare.Curve], list[str]]:
-    return compare.split_into_curves(compare.find_runs(sweep), by)
+    return compare.split_into_curves(compare.find_runs(sweep), by, small_params().flat())
 
 
 def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
@@ -103,12 +104,20 @@ def test_only_runs_that_compare_are_on_one_curve(add_run: AddRun) -> None:
         ("main", [2, 4, 8]),
         ("code cccccc", [2, 4]),
         ("code bbbbbb", [2, 4]),
-        ("train.n_epochs=7", [2, 4]),
+        ("n_epochs=7", [2, 4]),
     ]
-    assert left_out == [f"1 run(s), {BY} 4: code dddddd; data.train_ratio=0.5"]
+    assert left_out == [f"1 run(s), {BY} 4: code dddddd; train_ratio=0.5"]
     figure = compare.draw_mse(compare.summarise(found, BY), found, BY)
     names = figure.axes[0].get_legend_handles_labels()[1]
-    assert {"autoencoder", "autoencoder, code cccccc", "autoencoder, train.n_epochs=7"} <= set(names)
+    assert {"autoencoder", "autoencoder,\ncode cccccc", "autoencoder,\nn_epochs=7"} <= set(names)
+
+
+def test_the_workspaces_own_curve_is_the_first(add_run: AddRun) -> None:
+    """Of curves with as many points: the one with the values of params.yaml, though another is newer."""
+    for changes in ({}, {"train__schedule": "constant", "train__weight_decay": 0.0}):
+        for k in (2, 4):
+            add_run(k, **changes)
+    assert [curve.label for curve in curves()[0]] == ["main", "schedule=constant; weight_decay=0"]
 
 
 def test_of_one_point_the_newest_run_counts(add_run: AddRun) -> None:
@@ -181,6 +190,7 @@ def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
     """From runs.csv come table.csv and table.md, which the write-up shows; three seeds of six sizes, of one code."""
     compare.FOLDER.mkdir(parents=True)
     shutil.copy(PROJECT / compare.RUNS_PATH, compare.RUNS_PATH)
+    shutil.copy(PROJECT / "params.yaml", "params.yaml")
     run(tmp_dir, "pipeline.compare", "--redraw", PYTHONPATH=str(PROJECT))
     for path in (compare.TABLE_PATH, compare.MARKDOWN_PATH):
         assert path.read_text() == (PROJECT / path).read_text()
@@ -211,6 +221,7 @@ def test_the_ten_digits_at_every_size(project: Path, tmp_path: Path) -> None:
 def test_a_thousand_runs_take_less_than_ten_seconds(tmp_dir: Path, store: str) -> None:
     """Start-up, reading them all, table and figure."""
     (tmp_dir / ".dvc").mkdir()
+    write_params(small_params(), tmp_dir)
     client, experiment_id = open_store()
     for number in range(1000):
         add_to(client, experiment_id, 1 + number % 50, number // 50, 0.05 / (1 + number % 50), "a" * 16, "s")
