@@ -120,9 +120,14 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
         PipelineError: no cluster is at the address, or none can be started.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray reads these when it is imported.
     if address is None:
-        # Ray's name for "not on other machines", read when it is imported; else it listens on the outer address.
+        # Its name for "not on other machines"; else it listens on the outer address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    else:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else it tries an address for ten minutes
+        if has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
 
     settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
@@ -140,6 +145,12 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def has_token() -> bool:
+    """Whether Ray would find the token that a cluster started by `ray start` asks for."""
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(map(os.environ.get, variables)) or Path("~/.ray/auth_token").expanduser().is_file()
 
 
 def run_points(
@@ -208,7 +219,9 @@ def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experi
     """How a task ended; None if it was lost with its worker or node before the store had its row."""
     try:
         return ray.get(done)
-    except ray.exceptions.RayTaskError:
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError | OSError):  # a full disk on its node, say
+            return Outcome(None, f"error: {error.cause}\n")
         raise  # a bug of this project's
     except ray.exceptions.RayError as error:
         row = finished(client, experiment_id, [point]).get(point.experiment)

@@ -110,12 +110,12 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
     return done
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+def start(folder: Path, *command: str, **changes: str) -> subprocess.Popen[str]:
     """Start `python -m …` in a folder, in a session of its own, so that a signal to its group reaches it alone."""
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env=environment(),
+        env=environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,6 +161,12 @@ def write_results(folder: Path, params: Params) -> None:
     (folder / train.METRICS_PATH).write_text('{"valid": {"best_mse": 0.05}}')
     (folder / train.HISTORY_PATH).write_text("epoch,train_mse,valid_mse\n1,0.07,0.06\n2,0.06,0.05\n")
     (folder / "reports/evaluate.json").write_text('{"dataset": "digits", "test": {"mse": 0.04}}')
+
+
+def files_with(text: str, *folders: Path) -> list[Path]:
+    """The files under the folders that hold a text."""
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in found if text.encode() in path.read_bytes()]
 
 
 @contextmanager

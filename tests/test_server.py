@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from pipeline import postgres, server
 from pipeline.errors import PipelineError
-from tests.helpers import PROJECT, artifacts, run, stored
+from tests.helpers import PROJECT, artifacts, files_with, run, stored
 from tests.team_server import TeamServer, server_folder
 
 IN_ADDRESS, IN_ENVIRONMENT = "correct-horse-7", "battery-staple-9"
@@ -44,12 +44,6 @@ def team(project: Path, folder: Path) -> Iterator[TeamServer]:
 def repository(tmp_path: Path) -> Path:
     (tmp_path / ".dvc").mkdir()
     return tmp_path
-
-
-def files_with(text: str, *folders: Path) -> list[Path]:
-    """The files under the folders that hold a text."""
-    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return [path for path in found if text.encode() in path.read_bytes()]
 
 
 def lives(process: psutil.Process) -> bool:
