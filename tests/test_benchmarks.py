@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from benchmarks import quality, recipe, table, throughput
+from benchmarks import quality, recipe, sweep, table, throughput
 from benchmarks.quality import EmulatedBfloat16
 from benchmarks.seed import seed_epoch, seed_network
 from pipeline.model import Architecture, AutoEncoder
@@ -168,3 +168,20 @@ def test_the_quality_was_measured_with_all_seeds() -> None:
             assert each["mean"] == pytest.approx(statistics.mean(each["all"]), abs=1e-5)
         change = 100 * (row["ours_test_mse"]["mean"] / row["original_test_mse"]["mean"] - 1)
         assert row["change_percent"] == pytest.approx(change, abs=0.1)
+
+
+def test_what_a_sweep_costs_is_what_was_measured() -> None:
+    """docs/ray.md has the numbers of reports/benchmarks/sweep.json."""
+    result = json.loads((RESULTS / "sweep.json").read_text())
+    said = " ".join((PROJECT / "docs/ray.md").read_text().split())
+    for workers in map(str, sweep.WORKERS):
+        hourly = result["points_per_hour"][workers]
+        assert f"| {workers} | {hourly['threads']} | {hourly['points_per_hour']:.0f} |" in said
+    ray, dvc, alone = (result["seconds"][engine]["further_point"] for engine in ("ray", "dvc", "one_process"))
+    assert f"takes {alone:.1f} s in one process that calls the stages' functions, {ray:.1f} s on Ray" in said
+    assert f"and {dvc:.1f} s as a DVC experiment" in said
+    assert f"an engine costs {ray - alone:.1f} s (Ray) and {dvc - alone:.1f} s (DVC) a point" in said
+    server, rates = result["tracking_server"], result["ray"]
+    assert f"| {server['rows_written_per_second']:.1f} a second" in said
+    assert f"| {rates['tasks_per_second']:,} a second" in said
+    assert f"{rates['seconds_to_put']:.2f} s to put, {rates['seconds_to_fetch_on_another_node']:.1f} s to" in said

@@ -1,0 +1,281 @@
+"""What a sweep's engines cost, and how fast the parts are that all points of a large one share.
+
+    python -m benchmarks.sweep        (needs `make setup-cluster`, PostgreSQL, and the prepared MNIST)
+
+1. Points per hour of MNIST, two epochs each, on Ray with 1, 2 and 4 workers, which divide the cores' threads.
+2. Seconds for each further point of scikit-learn's digits on one thread, one after another: on Ray, as DVC
+   experiments, and in one process that calls the stages' functions; and for a sweep's first point.
+3. Rows per second that the tracking server on PostgreSQL takes, each with the parameters, metrics, tags and
+   artifacts of a point's; tasks per second of Ray's scheduler; bytes per second of its object store between two nodes.
+
+Works in copies, so the workspace and its store stay as they are. Writes reports/benchmarks/sweep.json.
+"""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, write_result
+from benchmarks.tracking import change_params, copy_workspace, wait_for_background
+
+WORKERS = (1, 2, 4)
+POINTS = 4  # for each number of workers
+FEW, MANY = 1, 5
+ROUNDS = 2
+ROWS, CLIENTS = 40, 2
+TASKS = 500
+SEEDS = itertools.count()  # no point is run twice
+_connected: list[Any] = []  # of a client's process: the client, and what it sends
+ONE_PROCESS = """
+import sys, yaml
+from pathlib import Path
+from pipeline import evaluate, pca_probes, train
+for seed in map(int, sys.argv[1:]):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["train"]["seed"] = seed
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for stage in (pca_probes, train, evaluate):
+        stage.main()
+"""
+
+
+def main() -> None:
+    if not Path("data/prepared/train.safetensors").is_file():
+        sys.exit("error: there is no data to train on; `make run` first")
+    # PostgreSQL's own user has to come through.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        copy = copy_workspace(folder / "copy")
+        dvc(copy, "repro", "--quiet", "baselines")
+        hourly = points_per_hour(copy)
+        server_rates = rows_per_second(folder, copy)
+
+        change_params(copy, data={"dataset": "digits"}, model={"n_layers": 2}, train={"threads": 1, "n_epochs": 5})
+        dvc(copy, "repro", "--quiet", "baselines")
+        engines = {"ray": on_ray, "dvc": as_experiments, "one_process": in_one_process}
+        seconds: dict[str, dict[int, list[float]]] = {name: {FEW: [], MANY: []} for name in engines}
+        for _ in range(ROUNDS):
+            for n in (FEW, MANY):
+                for engine, run_points in engines.items():
+                    seconds[engine][n].append(run_points(copy, n))
+        result = {
+            "machine": machine(),
+            "points_per_hour": hourly,
+            "seconds": {engine: summary(measured) for engine, measured in seconds.items()},
+            "tracking_server": server_rates,
+            "ray": rates_of_ray(),
+        }
+    write_result("sweep", result)
+
+
+def dvc(copy: Path, *command: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *command], cwd=copy, env=settings(), check=True)
+
+
+def settings() -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return inherited | {"DVC_NO_ANALYTICS": "1"}
+
+
+def seeds(n: int) -> list[int]:
+    return list(itertools.islice(SEEDS, n))
+
+
+def timed(copy: Path, *command: str) -> float:
+    """The seconds that a command takes until nothing is being delivered any more."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=copy, env=settings(), stdout=subprocess.DEVNULL, check=True)
+    seconds = time.perf_counter() - started
+    wait_for_background(copy)
+    return seconds
+
+
+def sweep(copy: Path, n: int, *options: str) -> float:
+    """The seconds of a sweep over n new points."""
+    return timed(copy, "-m", "pipeline.sweep", *options, "-S", f"train.seed={','.join(map(str, seeds(n)))}")
+
+
+def on_ray(copy: Path, n: int) -> float:
+    return sweep(copy, n, "--engine", "ray", "--jobs", "1")
+
+
+def as_experiments(copy: Path, n: int) -> float:
+    return sweep(copy, n, "--jobs", "1")
+
+
+def in_one_process(copy: Path, n: int) -> float:
+    params = (copy / "params.yaml").read_text()
+    try:
+        return timed(copy, "-c", ONE_PROCESS, *map(str, seeds(n)))
+    finally:
+        (copy / "params.yaml").write_text(params)
+
+
+def summary(measured: dict[int, list[float]]) -> dict[str, Any]:
+    """The seconds of the rounds; of them the least for a first point, and for each further one."""
+    few, many = min(measured[FEW]), min(measured[MANY])
+    return {
+        "points": {str(n): [round(value, 2) for value in values] for n, values in measured.items()},
+        "first_point": round(few, 2),
+        "further_point": round((many - few) / (MANY - FEW), 2),
+    }
+
+
+def points_per_hour(copy: Path) -> dict[str, Any]:
+    """{workers: …} of points with two epochs, the start of Ray included."""
+    result: dict[str, Any] = {"epochs": 2, "points": POINTS}
+    for workers in WORKERS:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        change_params(copy, train={"n_epochs": 2, "threads": threads})
+        seconds = sweep(copy, POINTS, "--engine", "ray", "--jobs", str(workers))
+        result[str(workers)] = {
+            "threads": threads,
+            "seconds": round(seconds, 1),
+            "points_per_hour": round(POINTS * 3600 / seconds, 1),
+        }
+    return result
+
+
+def rows_per_second(folder: Path, copy: Path) -> dict[str, Any]:
+    """How fast the server takes rows like the copy's newest from clients on this machine, which share its cores."""
+    from mlflow import MlflowClient
+
+    store = MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    run = store.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1)[0]
+    (folder / "row").mkdir()
+    artifacts = store.download_artifacts(run.info.run_id, "", str(folder / "row"))
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    model = store.get_logged_model(output.model_id).artifact_location.removeprefix("file://")
+    histories = [point for name in run.data.metrics for point in store.get_metric_history(run.info.run_id, name)]
+    files = [path for root in (artifacts, model) for path in Path(root).rglob("*") if path.is_file()]
+    with server(folder, copy) as address:
+        target = MlflowClient(address)
+        experiment_id = target.create_experiment("rates")
+        content = (histories, run.data.params, run.data.tags, artifacts, model)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(CLIENTS, spawn, _connect, (address, experiment_id, *content)) as clients:
+            list(clients.map(_send_row, range(CLIENTS)))  # they import mlflow meanwhile
+            started = time.perf_counter()
+            list(clients.map(_send_row, range(ROWS)))
+            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        found = target.search_runs([experiment_id], "attributes.status = 'FINISHED'")
+        reading = time.perf_counter() - started
+    return {
+        "clients": CLIENTS,
+        "rows": ROWS,
+        "metrics_in_a_row": len(histories),
+        "files_in_a_row": len(files),
+        "bytes_in_a_row": sum(path.stat().st_size for path in files),
+        "rows_written_per_second": round(ROWS / seconds, 2),
+        "rows_read_per_second": round(len(found) / reading),
+    }
+
+
+def _connect(address: str, *content: Any) -> None:
+    """In each client's process."""
+    from mlflow import MlflowClient
+
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    _connected[:] = [MlflowClient(address), *content]
+
+
+def _send_row(number: int) -> None:
+    """The requests with which a point's row comes: parameters, metrics, tags, files, the end, MLflow's own model."""
+    from mlflow.entities import LoggedModelStatus, Param
+
+    client, experiment_id, histories, params, tags, artifacts, model = _connected
+    run_id = client.create_run(experiment_id, run_name=f"row {number}").info.run_id
+    client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])
+    client.log_batch(run_id, metrics=histories)
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+    client.log_artifacts(run_id, artifacts)
+    client.set_terminated(run_id)
+    logged = client.create_logged_model(experiment_id, "autoencoder", run_id)
+    client.log_model_artifacts(logged.model_id, model)
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+@contextmanager
+def server(folder: Path, copy: Path) -> Iterator[str]:
+    """`make server` on loopback; its address."""
+    port = 15000 + os.getpid() % 10000
+    command = [sys.executable, "-m", "pipeline.server", "--port", str(port), "--folder", str(folder / "server")]
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=copy, env=settings(), stdout=out, stderr=out)
+    try:
+        while "Ctrl-C ends it." not in log.read_text():
+            if process.poll() is not None:
+                sys.exit(f"error: the tracking server does not start: {log.read_text()}")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def rates_of_ray() -> dict[str, Any]:
+    """Of a cluster whose head has no CPU, and of its one node: what goes there goes from store to store."""
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # What pipeline.ray_engine shares: the data and the repository.
+    size = sum(path.stat().st_size for path in Path("data").glob("*/*.safetensors"))
+    content = os.urandom(size)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        fetch, nothing = ray.remote(max_retries=0)(_fetch), ray.remote(max_retries=0)(_nothing)
+        ray.get(nothing.remote())  # a worker is there
+        started = time.perf_counter()
+        shared = ray.put(content)
+        put = time.perf_counter() - started
+        got = ray.get(fetch.remote([shared]))
+        started = time.perf_counter()
+        waiting = [nothing.remote() for _ in range(TASKS)]
+        while waiting:
+            _, waiting = ray.wait(waiting, timeout=1.0)
+        tasks = time.perf_counter() - started
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    return {
+        "shared_bytes": size,
+        "seconds_to_put": round(put, 3),
+        "seconds_to_fetch_on_another_node": round(got, 3),
+        "tasks_per_second": round(TASKS / tasks),
+    }
+
+
+def _fetch(shared: list[Any]) -> float:
+    import ray
+
+    started = time.perf_counter()
+    ray.get(shared[0])
+    return time.perf_counter() - started
+
+
+def _nothing() -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
