@@ -184,4 +184,4 @@ def test_what_a_sweep_costs_is_what_was_measured() -> None:
     server, rates = result["tracking_server"], result["ray"]
     assert f"| {server['rows_written_per_second']:.1f} a second" in said
     assert f"| {rates['tasks_per_second']:,} a second" in said
-    assert f"{rates['seconds_to_put']:.2f} s to put, {rates['seconds_to_fetch_on_another_node']:.1f} s to" in said
+    assert f"{rates['seconds_to_put']:.2f} s to put, {rates['seconds_to_fetch_on_another_node']:.2f} s to" in said
