@@ -39,6 +39,11 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return environment.fingerprint(device) | {"cores": os.cpu_count()}
 
 
+def without_store() -> dict[str, str]:
+    """This process's environment with none of MLflow's settings, so that a copy has a store of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+
+
 def spread(values: list[float]) -> dict[str, Any]:
     """The values in the order in which they were measured, and their median."""
     return {"median": round(statistics.median(values), 4), "all": [round(value, 4) for value in values]}

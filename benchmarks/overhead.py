@@ -8,7 +8,6 @@ what is spent once from what every epoch spends on validation and its checkpoint
 reports/benchmarks/overhead.json.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, spread, write_result
+from benchmarks.common import machine, spread, without_store, write_result
 from benchmarks.tracking import change_params, copy_workspace, wait_for_background
 from pipeline.params import load_params
 
@@ -59,11 +58,10 @@ def repro(folder: Path) -> dict[str, Any]:
     """One forced run: its seconds, those of its training steps, and those from each stage's start to the next."""
     import mlflow
 
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     starts: dict[str, float] = {}
     started = time.perf_counter()
     command = [sys.executable, "-m", "dvc", "repro", "--force"]
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, env=without_store(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if found := re.match(r"Running stage '(\w+)'", line):

@@ -15,6 +15,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, write_result
+from benchmarks.common import machine, without_store, write_result
 from benchmarks.tracking import change_params, copy_workspace, wait_for_background
 
 WORKERS = (1, 2, 4)
@@ -52,10 +53,9 @@ for seed in map(int, sys.argv[1:]):
 def main() -> None:
     if not Path("data/prepared/train.safetensors").is_file():
         sys.exit("error: there is no data to train on; `make run` first")
-    # PostgreSQL's own user has to come through.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o711)
+        folder.chmod(0o711)  # PostgreSQL's own user has to come through
         copy = copy_workspace(folder / "copy")
         dvc(copy, "repro", "--quiet", "baselines")
         hourly = points_per_hour(copy)
@@ -84,8 +84,7 @@ def dvc(copy: Path, *command: str) -> None:
 
 
 def settings() -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return inherited | {"DVC_NO_ANALYTICS": "1"}
+    return without_store() | {"DVC_NO_ANALYTICS": "1"}
 
 
 def seeds(n: int) -> list[int]:
@@ -93,7 +92,7 @@ def seeds(n: int) -> list[int]:
 
 
 def timed(copy: Path, *command: str) -> float:
-    """The seconds that a command takes until nothing is being delivered any more."""
+    """The seconds that a command takes; what it leaves to deliver is waited for afterwards, beside the clock."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=copy, env=settings(), stdout=subprocess.DEVNULL, check=True)
     seconds = time.perf_counter() - started
@@ -214,7 +213,8 @@ def _send_row(number: int) -> None:
 @contextmanager
 def server(folder: Path, copy: Path) -> Iterator[str]:
     """`make server` on loopback; its address."""
-    port = 15000 + os.getpid() % 10000
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pipeline.server", "--port", str(port), "--folder", str(folder / "server")]
     log = folder / "server.log"
     with log.open("wb") as out:

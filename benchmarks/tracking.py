@@ -8,7 +8,6 @@ that each further epoch takes more, on scikit-learn's digits, whose epochs are s
 exists beforehand. Writes reports/benchmarks/tracking.json; works in a copy, so the workspace stays as it is.
 """
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import machine, write_result
+from benchmarks.common import machine, without_store, write_result
 
 FIXED_REPETITIONS = 3
 EPOCH_REPETITIONS = 3
@@ -82,12 +81,11 @@ def change_params(folder: Path, **sections: dict[str, Any]) -> None:
 
 def run_stage(folder: Path, stage: str, tracking: str) -> float:
     """The seconds that a stage's process takes."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", f"pipeline.{stage}"],
         cwd=folder,
-        env=environment | {"PIPELINE_TRACKING": tracking},
+        env=without_store() | {"PIPELINE_TRACKING": tracking},
         stdout=subprocess.DEVNULL,
         check=True,
     )

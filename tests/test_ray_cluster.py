@@ -3,6 +3,7 @@
 import secrets
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,8 +114,7 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
                 assert driver.returncode == 0, out + err
                 assert "lost with its worker, tried again" in out
                 assert "3 of 3 done" in out
-                finished = names(server, "FINISHED")
-                assert finished == points
+                assert names(server, "FINISHED") == points
                 assert names(server, "KILLED").total() == len(stored(server.address)) - 3 == 1
                 again = run(workspace, *sweep, "--address", cluster.address, **settings)
                 assert "3 points, 3 done, 0 to run" in again.stdout
@@ -138,7 +138,9 @@ def test_a_cluster_that_is_not_there_is_one_message(workspace: Path) -> None:
         "run_command(main)\n"
     )
     (workspace / "connecting.py").write_text(code)
+    started = time.monotonic()
     done = run(workspace, "connecting", ok=False, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     assert done.returncode == 2
     assert "error: no Ray cluster at 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 120

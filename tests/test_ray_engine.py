@@ -1,7 +1,9 @@
 """`make sweep ENGINE=ray`: the same points on Ray, run for real on digits with a small network."""
 
+import getpass
 import signal
 import subprocess
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,6 +134,19 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     paths = [{item.path for item in client.list_artifacts(row.info.run_id)} for row in (by_dvc, same)]
     assert paths[0] == paths[1]
+
+
+@pytest.mark.slow
+def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> None:
+    """One line in the point's log, no traceback, exit code 1."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for Ray's sockets are there
+        Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(workspace)
+        done = run(workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    log = Path(done.stderr.partition("failed:\n")[2].strip().partition(": ")[2])
+    assert log.read_text().startswith("error: ")
+    assert log.read_text().endswith("is another user's; delete it\n")
 
 
 @pytest.mark.slow
