@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import provenance
 from pipeline.clones import check_out_workspace, commit_workspace
-from pipeline.grid import Point, digest
+from pipeline.grid import Point, digest_in_lock, digest_in_name
 from pipeline.progress import SweepProgress
 from pipeline.provenance import git
 from pipeline.repository import main_root
@@ -32,11 +32,12 @@ def default_jobs(points: list[Point]) -> int:
 
 
 def finished(points: list[Point]) -> dict[str, str]:
-    """{experiment: commit} of the points that are done, by the hash: other grids name the same point otherwise."""
-    commits = {digest(name): commit for (_, name), commit in provenance.experiments().items()}
-    return {
-        point.experiment: commits[digest(point.experiment)] for point in points if digest(point.experiment) in commits
-    }
+    """{experiment: commit} of the points that are done, by whichever grid, queue or `dvc exp run`."""
+    commits = {}
+    for (_, name), commit in provenance.experiments().items():
+        found = digest_in_name(name) or digest_in_lock(provenance.lock_at(commit))
+        commits[found] = commit
+    return {point.experiment: commits[point.digest] for point in points if point.digest in commits}
 
 
 @contextmanager

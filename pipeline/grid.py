@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.params import Params, load_params, parse_values
@@ -27,6 +29,11 @@ class Point:
     params: Params
     name: str
     experiment: str
+
+    @property
+    def digest(self) -> str:
+        """The hash in which `experiment` ends: other grids name the same point otherwise."""
+        return self.experiment.rpartition("-")[2]
 
     @property
     def log(self) -> Path:
@@ -75,9 +82,8 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         changes = dict(zip(grid, reversed(reversed_values), strict=True))
         params = load_params(changes=changes)
         name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
-        content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, f"{readable}-{hashlib.sha256(content.encode()).hexdigest()[:8]}")
+        point = Point(changes, params, name, f"{readable}-{hash_of(params, code)}")
         points.setdefault(point.experiment, point)
     return list(points.values())
 
@@ -87,9 +93,32 @@ def default_name(grid: dict[str, list[Any]]) -> str:
     return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
 
 
-def digest(experiment: str) -> str:
-    """The hash in which an experiment's name ends."""
-    return experiment.rpartition("-")[2]
+def hash_of(params: Params, code: dict[str, str]) -> str:
+    """The hash that a point is known by; code is {path: MD5} of the stages' Python files."""
+    content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def digest_in_name(experiment: str) -> str | None:
+    """The hash in which the name of a sweep's experiment ends; None for a name that is not a sweep's."""
+    found = re.fullmatch(r".+-([0-9a-f]{8})", experiment)
+    return found[1] if found else None
+
+
+def digest_in_lock(lock: dict[str, Any]) -> str | None:
+    """The hash of the point that a dvc.lock is of; None where the parameters in it are no longer allowed."""
+    stages = lock.get("stages", {}).values()
+    params = {
+        name: value
+        for stage in stages
+        for name, value in stage.get("params", {}).get("params.yaml", {}).items()
+        if name in Params.model_fields  # whole sections, not single values of them
+    }
+    code = {dep["path"]: dep["md5"] for stage in stages for dep in stage.get("deps", []) if dep["path"].endswith(".py")}
+    try:
+        return hash_of(Params.model_validate(params), code)
+    except ValidationError:
+        return None
 
 
 def short(name: str) -> str:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipeline import dvcfiles, environment
 from pipeline.errors import PipelineError
@@ -86,6 +89,11 @@ def file_at(commit: str, path: str) -> str | None:
     """The text of a file in a commit; None where it is not in it."""
     text = _git("show", f"{commit}:{path}")
     return None if text is None else f"{text}\n"
+
+
+def lock_at(commit: str) -> dict[str, Any]:
+    """What dvc.lock holds in a commit; empty where it is not in it."""
+    return yaml.safe_load(file_at(commit, "dvc.lock") or "") or {}
 
 
 def git(folder: Path, *arguments: str) -> str:

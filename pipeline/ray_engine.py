@@ -25,7 +25,7 @@ from pipeline import dvcfiles, ray_node, store, tracking
 from pipeline.clones import commit_workspace
 from pipeline.delivery import EVALUATION_TAG
 from pipeline.errors import PipelineError
-from pipeline.grid import Point, digest
+from pipeline.grid import Point
 from pipeline.progress import SweepProgress
 from pipeline.provenance import POINT_TAG, POINT_VARIABLE, git
 from pipeline.ray_node import Order, Outcome, Shared
@@ -104,7 +104,7 @@ def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> N
 
 def point_tag(point: Point) -> str:
     """What a row says of the point that it is of: which clone of the repository ran it, and which point."""
-    return f"{_owner()}-{digest(point.experiment)}"
+    return f"{_owner()}-{point.digest}"
 
 
 def _owner() -> str:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from filelock import FileLock, Timeout
 
 from pipeline import delivery, dvc_engine, dvcfiles, processes, provenance, ray_engine, tracking
@@ -141,7 +140,7 @@ def tag_rows(points: list[Point], name: str) -> None:
     for point in points:
         if point.experiment not in commits:
             continue
-        lock = yaml.safe_load(provenance.file_at(commits[point.experiment], "dvc.lock") or "") or {}
+        lock = provenance.lock_at(commits[point.experiment])
         outs = {out["path"]: out["md5"] for out in lock.get("stages", {}).get("train", {}).get("outs", [])}
         row = delivery.find_training(client, experiment_id, tracking.fingerprint(point.params, outs))
         if row is None:

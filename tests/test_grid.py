@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import grid as grids
+from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.params import load_params
 from tests.helpers import small_params, write_params
@@ -54,7 +55,7 @@ def test_a_point_is_known_by_parameters_and_code(workspace: Path) -> None:
     (before,) = grids.make_points(grid)
     named_otherwise = grids.make_points(grids.parse_grid(["train.seed=0", "train.lr=0.005,0.01"]))[0]
     assert named_otherwise.name == "digits k=2 seed=0 lr=0.005"
-    assert grids.digest(named_otherwise.experiment) == grids.digest(before.experiment)
+    assert named_otherwise.digest == before.digest
     (workspace / "pipeline/sweep.py").write_text("# no stage reads this\n")
     assert grids.make_points(grid)[0].experiment == before.experiment
     write_params(small_params(train__n_epochs=3))
@@ -63,3 +64,30 @@ def test_a_point_is_known_by_parameters_and_code(workspace: Path) -> None:
         file.write("# a stage reads this\n")
     (other_code,) = grids.make_points(grid)
     assert len({before.experiment, other_params.experiment, other_code.experiment}) == 3
+
+
+def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path) -> None:
+    """dvc.lock's sections and modules give the point's hash; another value or other code another one."""
+    (point,) = grids.make_points(grids.parse_grid(["train.seed=5"]))
+    sections = point.params.model_dump()
+    code = [{"path": path, "md5": md5} for path, md5 in tracking.code_of_stages().items()]
+    stages = {
+        "prepare": {"deps": code, "params": {"params.yaml": {"data": sections.pop("data")}}},
+        "pca_probes": {"deps": [], "params": {"params.yaml": {"model.bottleneck_size": 2}}},
+        "train": {
+            "deps": [{"path": "data/prepared/train.safetensors", "md5": "0"}],
+            "params": {"params.yaml": sections},
+        },
+    }
+    assert grids.digest_in_lock({"stages": stages}) == point.digest
+    code[0]["md5"] = "other"
+    assert grids.digest_in_lock({"stages": stages}) not in (None, point.digest)
+    sections["train"]["lr"] = -1
+    assert grids.digest_in_lock({"stages": stages}) is None
+    assert grids.digest_in_lock({}) is None
+
+
+def test_the_hash_is_read_off_a_sweeps_names_alone() -> None:
+    """DVC's own names for experiments, and those that users choose, say nothing of the point."""
+    names = ["k-2-seed-0-0a1b2c3d", "tepid-fado", "my-experiment", "0a1b2c3d"]
+    assert [grids.digest_in_name(name) for name in names] == ["0a1b2c3d", None, None, None]
