@@ -54,6 +54,7 @@ def copies(n: int) -> Iterator[list[Path]]:
         for folder in folders:
             folder.parent.mkdir(parents=True, exist_ok=True)
             git(root, "clone", "--quiet", "--shared", str(root), str(folder))
+            git(folder, "fetch", "--quiet", str(root), workspace)  # a shallow repository shares no objects
             check_out_workspace(folder, head, workspace)
             if (local := root / ".dvc/config.local").is_file():
                 shutil.copy(local, folder / ".dvc/config.local")

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from pipeline import clones
+import pytest
+
+from pipeline import clones, dvc_engine
 from tests.helpers import git
 
 
@@ -27,3 +29,17 @@ def test_a_clone_has_the_workspaces_changes_as_changes(workspace: Path, tmp_path
     assert git(tmp_path / "clone", "status", "--porcelain") == git(workspace, "status", "--porcelain") == before
     assert (tmp_path / "clone/params.yaml").read_text() == "changed\n"
     assert git(tmp_path / "clone", "rev-parse", "HEAD").strip() == head
+
+
+def test_a_shallow_repository_makes_copies_too(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CI checks one out: a sweep's copies have what differs from its only commit."""
+    (workspace / "README.md").write_text("a second commit\n")
+    git(workspace, "commit", "-q", "-a", "-m", "second")
+    git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
+    monkeypatch.chdir(tmp_path / "shallow")
+    Path("params.yaml").write_text("changed\n")
+    with dvc_engine.copies(1) as (copy,):
+        assert (copy / "params.yaml").read_text() == "changed\n"
+        assert git(copy, "status", "--porcelain") == " M params.yaml\n"
