@@ -57,6 +57,8 @@ def check(points: list[Point], address: str | None) -> None:
         raise PipelineError(
             f"points on Ray share the prepared data, so a grid cannot vary {', '.join(varied)}: without --engine ray"
         )
+    if git(main_root(), "rev-parse", "--is-shallow-repository") == "true":
+        raise PipelineError("a shallow clone cannot be sent to Ray's nodes: git fetch --unshallow")
     if address and not store.is_server(store.tracking_uri(main_root())):
         raise PipelineError(
             "other machines cannot reach the store in this repository: let MLFLOW_TRACKING_URI name a tracking "

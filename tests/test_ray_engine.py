@@ -79,6 +79,15 @@ def test_what_cannot_run_on_ray_is_one_message(workspace: Path, grid: str, addre
         ray_engine.check(make_points(parse_grid([grid])), address)
 
 
+def test_a_shallow_clone_is_one_message(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bundle would lack the commits that git wants."""
+    git(workspace, "commit", "-q", "--allow-empty", "-m", "second")
+    git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(PipelineError, match="git fetch --unshallow"):
+        ray_engine.check(make_points(parse_grid(["train.seed=0"])), None)
+
+
 def test_one_row_of_a_point_stays_finished(workspace: Path) -> None:
     """Of those that this clone ran on Ray the oldest whole one; another clone's and DVC's are left alone."""
     (point,) = make_points(parse_grid(["train.seed=0"]))

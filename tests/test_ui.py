@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
@@ -17,7 +18,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from pipeline import delivery, tracking
 from pipeline.params import Params
 from pipeline.store import open_store
-from tests.helpers import PROJECT, environment, free_port, run, small_params, write_results
+from tests.helpers import PROJECT, environment, free_port, run, small_params, wait_until, write_results
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,8 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
 
 
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
-    """One opens the table of all runs, the other a sweep's comparison: each test MSE beside its bottleneck size."""
+    """One opens the table of all runs, which charts them too, the other a sweep's comparison: parallel coordinates,
+    a scatter plot with a point for each run, and each test MSE beside its bottleneck size."""
     page, text = page_and_text
     table, comparison = re.findall(r"http://127\S+", text)
     page.goto(table)
@@ -88,6 +90,21 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     shown = page.locator("body").inner_text()
     assert sizes_in_a_row in shown
     assert re.search(rf"\b{test_mse_in_a_row}\b", shown)
+    expect(page.locator(".parcoords .axis-title").first).to_be_visible()
+    page.get_by_role("tab", name="Scatter Plot").click()
+    test_mse = sorted(map(made_up_mse, SIZES))
+    wait_until(lambda: test_mse in [sorted(trace["y"]) for trace in plotted(page, "scattergl")])
+
+    page.goto("about:blank")
+    page.goto(f"{table}&compareRunsMode=CHART")
+    expect(page.get_by_text("test/mse").first).to_be_visible(timeout=60_000)
+    wait_until(lambda: test_mse in [sorted(trace["x"]) for trace in plotted(page, "bar")])
+
+
+def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
+    """What the page's Plotly figures of one kind show: scatter plots draw on a canvas, where there is no text."""
+    figures = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].flatMap(figure => figure.data ?? [])")
+    return [trace for trace in figures if trace["type"] == kind]
 
 
 def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
