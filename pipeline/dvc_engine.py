@@ -109,7 +109,7 @@ def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
 def collect(point: Point, folder: Path) -> float | None:
     """Bring a point's experiment into this repository; its test MSE, None if there is no experiment."""
     git(main_root(), "fetch", "--quiet", str(folder), f"refs/exps/*/{point.experiment}:refs/exps/*/{point.experiment}")
-    commit = finished([point]).get(point.experiment)
+    commit = {name: commit for (_, name), commit in provenance.experiments().items()}.get(point.experiment)
     metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
     return json.loads(metrics)["test"]["mse"] if metrics else None
 

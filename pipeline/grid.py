@@ -83,7 +83,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         params = load_params(changes=changes)
         name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, f"{readable}-{hash_of(params, code)}")
+        point = Point(changes, params, name, f"{readable}-{digest_of(params, code)}")
         points.setdefault(point.experiment, point)
     return list(points.values())
 
@@ -93,8 +93,8 @@ def default_name(grid: dict[str, list[Any]]) -> str:
     return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
 
 
-def hash_of(params: Params, code: dict[str, str]) -> str:
-    """The hash that a point is known by; code is {path: MD5} of the stages' Python files."""
+def digest_of(params: Params, code: dict[str, str]) -> str:
+    """The hash that a point is known by; `code` is {path: MD5} of the stages' Python files."""
     content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -116,7 +116,7 @@ def digest_in_lock(lock: dict[str, Any]) -> str | None:
     }
     code = {dep["path"]: dep["md5"] for stage in stages for dep in stage.get("deps", []) if dep["path"].endswith(".py")}
     try:
-        return hash_of(Params.model_validate(params), code)
+        return digest_of(Params.model_validate(params), code)
     except ValidationError:
         return None
 
