@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, spread, without_store, write_result
-from benchmarks.tracking import change_params, copy_workspace, wait_for_background
+from benchmarks.copies import change_params, copy_workspace, newest_row, wait_for_background
 from pipeline.params import load_params
 
 REPETITIONS = 2
@@ -56,8 +56,6 @@ def main() -> None:
 
 def repro(folder: Path) -> dict[str, Any]:
     """One forced run: its seconds, those of its training steps, and those from each stage's start to the next."""
-    import mlflow
-
     starts: dict[str, float] = {}
     started = time.perf_counter()
     command = [sys.executable, "-m", "dvc", "repro", "--force"]
@@ -70,10 +68,8 @@ def repro(folder: Path) -> dict[str, Any]:
     if process.wait() != 0:
         sys.exit("error: `dvc repro --force` failed, so nothing can be measured")
     wait_for_background(folder)
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (experiment,) = (found for found in client.search_experiments() if found.name != "Default")
-    newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
-    steps = sum(point.value for point in client.get_metric_history(newest.info.run_id, "time/epoch_seconds"))
+    client, row = newest_row(folder)
+    steps = sum(point.value for point in client.get_metric_history(row.info.run_id, "time/epoch_seconds"))
     ends = [*list(starts.values())[1:], ended]
     stages = {stage: end - start for (stage, start), end in zip(starts.items(), ends, strict=True)}
     result = {"total": ended - started, "steps": steps, "stages": stages}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, without_store, write_result
-from benchmarks.tracking import change_params, copy_workspace, wait_for_background
+from benchmarks.copies import change_params, copy_workspace, newest_row, wait_for_background
 
 WORKERS = (1, 2, 4)
 POINTS = 4  # for each number of workers
@@ -150,9 +150,7 @@ def rows_per_second(folder: Path, copy: Path) -> dict[str, Any]:
     """How fast the server takes rows like the copy's newest from clients on this machine, which share its cores."""
     from mlflow import MlflowClient
 
-    store = MlflowClient(f"sqlite:///{copy}/mlflow.db")
-    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-    run = store.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1)[0]
+    store, run = newest_row(copy)
     (folder / "row").mkdir()
     artifacts = store.download_artifacts(run.info.run_id, "", str(folder / "row"))
     assert run.outputs is not None

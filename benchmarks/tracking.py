@@ -8,7 +8,6 @@ that each further epoch takes more, on scikit-learn's digits, whose epochs are s
 exists beforehand. Writes reports/benchmarks/tracking.json; works in a copy, so the workspace stays as it is.
 """
 
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.common import machine, without_store, write_result
+from benchmarks.copies import change_params, copy_workspace, wait_for_background
 
 FIXED_REPETITIONS = 3
 EPOCH_REPETITIONS = 3
@@ -62,23 +60,6 @@ def main() -> None:
     print(table(result))
 
 
-def copy_workspace(target: Path) -> Path:
-    """A git clone with the workspace's code and data in it."""
-    subprocess.run(["git", "clone", "-q", ".", target], check=True)
-    for name in ("pipeline", "data/prepared", "data/baselines", "models", "reports"):
-        shutil.copytree(name, target / name, dirs_exist_ok=True)
-    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
-        shutil.copy(name, target)
-    return target
-
-
-def change_params(folder: Path, **sections: dict[str, Any]) -> None:
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    for section, values in sections.items():
-        params[section] |= values
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-
-
 def run_stage(folder: Path, stage: str, tracking: str) -> float:
     """The seconds that a stage's process takes."""
     started = time.perf_counter()
@@ -90,16 +71,6 @@ def run_stage(folder: Path, stage: str, tracking: str) -> float:
         check=True,
     )
     return time.perf_counter() - started
-
-
-def wait_for_background(folder: Path) -> None:
-    """Until nothing is being delivered any more, so that it slows no other measurement."""
-    deadline = time.monotonic() + 120
-    while list((folder / ".mlflow-journal").glob("[!.]*/")):
-        if time.monotonic() > deadline:
-            sys.exit("error: a run could not be delivered, so nothing can be measured")
-        time.sleep(0.2)
-    time.sleep(1)
 
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def main() -> None:
     with threadpool_limits(1):
         pca = fit_pca(pixels)
         test_mse = pca.mse(test_pixels)
-        accuracy = accuracies(pixels, train.labels, test_pixels, test.labels)
+    accuracy = accuracies(pixels, train.labels, test_pixels, test.labels)
     save_pca(pca, PCA_PATH)
     table = pd.DataFrame({"n_components": np.arange(len(test_mse)), "test_mse": test_mse})
     write_out(PCA_MSE_PATH, table.to_csv(index=False, float_format="%.6g"))

@@ -25,7 +25,7 @@ class Split:
 
     def pixels(self) -> np.ndarray:
         """The images as float32 [n, 784] in 0…1, what the model and the baselines see."""
-        return self.images.reshape(len(self), -1).astype(np.float32) / 255
+        return np.divide(self.images.reshape(len(self), -1), 255, dtype=np.float32)
 
 
 def save_split(split: Split, path: Path) -> None:

@@ -1,6 +1,8 @@
 """Bring journals to MLflow, each event once and as of the time at which it happened.
 
-    python -m pipeline.delivery FOLDER      (started by a training or an evaluation for its journal)
+    python -m pipeline.delivery [FOLDER]    (started by a training or an evaluation for its journal)
+
+Without a folder it waits for its name on stdin.
 
 It runs beside the stage in a process of its own: a store that is slow, hangs or dies costs the stage
 nothing, and a stage that is killed still gets its row closed. What could not be delivered stays in the
@@ -47,12 +49,27 @@ METRICS_IN_A_BATCH = 1000
 
 def main() -> None:
     os.nice(10)  # the stage has the processors first
-    journal = Journal(Path(sys.argv[1]))
+    folder = sys.argv[1] if len(sys.argv) > 1 else _wait_for_a_journal()
+    if not folder:
+        return
+    journal = Journal(Path(folder))
     root = journal.folder.parents[1]
     os.chdir(root)
     # The code is that of the stage; its folder may go away, if it is one of DVC's temporary ones.
     pipeline.__path__.append(str(root / "pipeline"))
     follow(journal, root)
+
+
+def _wait_for_a_journal() -> str:
+    """The folder that stdin names; empty where the stage ends without naming one."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (what takes seconds, while there is nothing to deliver)
+
+    folder = os.fsdecode(sys.stdin.buffer.read())
+    if folder:
+        log = os.open(Path(folder, "delivery.log"), os.O_WRONLY | os.O_CREAT, 0o666)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+    return folder
 
 
 def follow(journal: Journal, root: Path) -> None:

@@ -17,6 +17,11 @@ def declared(stage: str) -> dict[str, list[str]]:
     return {"deps": [_path(item) for item in entry.get("deps", [])], "outs": outs}
 
 
+def commands() -> dict[str, str]:
+    """{stage: command} of dvc.yaml."""
+    return {stage: entry["cmd"] for stage, entry in _load("dvc.yaml").items()}
+
+
 def all_stages() -> list[str]:
     """The names of dvc.yaml's stages."""
     return list(_load("dvc.yaml"))
@@ -43,7 +48,7 @@ def is_up_to_date(stage: str) -> bool:
     DVC skips the stage then.
     """
     locked = _load("dvc.lock").get(stage)
-    if locked is None or locked["cmd"] != _load("dvc.yaml")[stage]["cmd"]:
+    if locked is None or locked["cmd"] != commands()[stage]:
         return False
     recorded = {item["path"]: item["md5"] for item in locked.get("deps", []) + locked.get("outs", [])}
     paths = declared(stage)

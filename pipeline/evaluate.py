@@ -44,11 +44,13 @@ MIDPOINTS_PATH = Path("reports/figures/midpoints.png")
 MANIFOLD_PATH = Path("reports/figures/manifold.png")
 # Each latent dimension wants these test images decoded once more.
 N_FOR_IMPORTANCE = 500
+BATCH_SIZE = 1000
 
 
 def main() -> None:
     params = load_params()
     announce_dataset(params)
+    delivery = tracking.prepare_delivery()
     dataset = load_json(SUMMARY_PATH)["dataset"]
     pixel_probes, pca_probes = load_json(PIXEL_PROBES_PATH), load_json(PCA_PROBES_PATH)
     train, test = load_split(TRAIN_PATH), load_split(TEST_PATH)
@@ -66,7 +68,9 @@ def main() -> None:
     with threadpool_limits(1), torch.no_grad():
         pixels = test.pixels()
         codes = model.encode(torch.from_numpy(pixels)).numpy()
-        train_codes = model.encode(torch.from_numpy(train.pixels())).numpy()
+        # A batch's activations stay in the processor's cache; those of all training images fill the memory.
+        batches = torch.from_numpy(train.pixels()).split(BATCH_SIZE)
+        train_codes = torch.cat([model.encode(batch) for batch in batches]).numpy()
         reconstructions = decode(codes)
         image_mse = ((reconstructions - pixels) ** 2).mean(axis=1, dtype=np.float64)
         metrics = measure(image_mse, test.labels, pca_mse, k)
@@ -98,7 +102,7 @@ def main() -> None:
             (MANIFOLD_PATH, figures.decoded_manifold(context, codes, decode, params.evaluate.manifold_size)),
         ):
             figures.save_figure(figure, path)
-    tracking.log_evaluation(params)
+    tracking.log_evaluation(params, delivery)
     print(
         f"test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA with as many components "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"

@@ -23,17 +23,18 @@ NAMED = {"model.bottleneck_size", "train.seed"}
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of the grid. `experiment` is its DVC experiment's name, which ends in a hash of params and code."""
+    """One cell of the grid."""
 
     changes: dict[str, Any]
     params: Params
     name: str
-    experiment: str
+    readable: str  # the name, as DVC allows it
+    digest: str  # of parameters and code: other grids name the same point otherwise
 
     @property
-    def digest(self) -> str:
-        """The hash in which `experiment` ends: other grids name the same point otherwise."""
-        return self.experiment.rpartition("-")[2]
+    def experiment(self) -> str:
+        """The name of its DVC experiment."""
+        return f"{self.readable}-{self.digest}"
 
     @property
     def log(self) -> Path:
@@ -83,7 +84,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         params = load_params(changes=changes)
         name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, f"{readable}-{digest_of(params, code)}")
+        point = Point(changes, params, name, readable, digest_of(params, code))
         points.setdefault(point.experiment, point)
     return list(points.values())
 

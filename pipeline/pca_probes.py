@@ -30,7 +30,7 @@ def main() -> None:
     train, test, pca = load_split(TRAIN_PATH), load_split(TEST_PATH), load_pca(PCA_PATH)
     with threadpool_limits(1):
         codes, test_codes = pca.encode(train.pixels(), size), pca.encode(test.pixels(), size)
-        accuracy = accuracies(codes, train.labels, test_codes, test.labels)
+    accuracy = accuracies(codes, train.labels, test_codes, test.labels)
     write_out(ACCURACY_PATH, json.dumps(accuracy, indent=2) + "\n")
     print(f"test accuracy on {size} PCA components: {accuracy}")
 

@@ -96,6 +96,12 @@ def lock_at(commit: str) -> dict[str, Any]:
     return yaml.safe_load(file_at(commit, "dvc.lock") or "") or {}
 
 
+def trained_outs(commit: str) -> dict[str, str]:
+    """{path: MD5} of what training wrote, by a commit's dvc.lock; empty where that does not say."""
+    train = lock_at(commit).get("stages", {}).get("train") or {}
+    return {out["path"]: out["md5"] for out in train.get("outs", [])}
+
+
 def git(folder: Path, *arguments: str) -> str:
     """A git command's output.
 

@@ -18,8 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import pipeline
 from pipeline import dvcfiles, ray_node, store, tracking
 from pipeline.clones import commit_workspace
@@ -170,7 +168,7 @@ def run_points(
     with cluster(address, own_cpus) as ray:
         content, sweep = shared_content()
         shared = ray.put(content)
-        commands = {name: command for name, command in commands_of_stages().items() if name not in SHARED_STAGES}
+        commands = {name: command for name, command in dvcfiles.commands().items() if name not in SHARED_STAGES}
         environment = settings_of_stages()
         gpus = int(ray.cluster_resources().get("GPU", 0))
         task = ray.remote(max_retries=0)(ray_node.run_point)
@@ -252,11 +250,6 @@ def shared_content() -> tuple[Shared, str]:
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in outs.items()}
     name = hashlib.sha256(json.dumps([head, tree, hashes], sort_keys=True).encode()).hexdigest()[:16]
     return content, name
-
-
-def commands_of_stages() -> dict[str, str]:
-    """{stage: command} of dvc.yaml."""
-    return {name: stage["cmd"] for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()}
 
 
 def settings_of_stages() -> dict[str, str]:

@@ -140,8 +140,7 @@ def tag_rows(points: list[Point], name: str) -> None:
     for point in points:
         if point.experiment not in commits:
             continue
-        lock = provenance.lock_at(commits[point.experiment])
-        outs = {out["path"]: out["md5"] for out in lock.get("stages", {}).get("train", {}).get("outs", [])}
+        outs = provenance.trained_outs(commits[point.experiment])
         row = delivery.find_training(client, experiment_id, tracking.fingerprint(point.params, outs))
         if row is None:
             missing.append(point.name)

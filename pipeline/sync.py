@@ -17,8 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from pipeline import delivery, dvcfiles, provenance, tracking
 from pipeline.errors import PipelineError, run_command
 from pipeline.journal import journals, one_line, stores_waited_for
@@ -97,10 +95,8 @@ def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
         commit = commits.get((run.data.tags.get("dvc.baseline", ""), run.data.tags["dvc.experiment"]))
         if commit is None or COMMIT_TAG in run.data.tags:
             continue
-        lock = provenance.file_at(commit, "dvc.lock") or ""
-        outs = ((yaml.safe_load(lock) or {}).get("stages", {}).get("train") or {}).get("outs", [])
-        if run.data.tags.get("model.md5") in {out["md5"] for out in outs}:
-            add_lock(client, run, lock)
+        if run.data.tags.get("model.md5") in provenance.trained_outs(commit).values():
+            add_lock(client, run, provenance.file_at(commit, "dvc.lock") or "")
             client.set_tag(run.info.run_id, COMMIT_TAG, commit)
             count += 1
     return count

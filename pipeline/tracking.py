@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -162,17 +162,20 @@ class TrainingRun:
             self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
 
 
-def log_evaluation(params: "Params") -> None:
+def log_evaluation(params: "Params", delivery: "subprocess.Popen[bytes] | None" = None) -> None:
     """Bring evaluate's outs to the row of the training that made the weights.
 
     Where the store has no such row (another store, or DVC took the training from its cache), one is
     made from the tracked files; it has no timings and carries the tag `replayed`. Never raises.
+
+    Args:
+        delivery: what `prepare_delivery` returned before the evaluation.
     """
     if not is_on():
         return
     try:
         journal = write_evaluation(params)
-        why = wait_for_delivery(journal, start_delivery(journal), None)
+        why = wait_for_delivery(journal, _hand_over(journal, delivery) or start_delivery(journal), None)
     except Exception as error:
         why = f"this evaluation is not in MLflow: {one_line(error)}"
     if why is not None:
@@ -194,21 +197,49 @@ def write_evaluation(params: "Params") -> Journal:
     return journal
 
 
+def prepare_delivery() -> "subprocess.Popen[bytes] | None":
+    """A process that imports mlflow, which takes seconds, while this one works, and then waits for `log_evaluation`.
+
+    It ends by itself if this one ends before. None where tracking is off or nothing can be started.
+    """
+    if is_on():
+        with suppress(OSError):
+            return _start_delivery([], subprocess.PIPE, subprocess.DEVNULL)
+    return None
+
+
 def start_delivery(journal: Journal) -> "subprocess.Popen[bytes]":
-    """The process that delivers a journal; signals to this one's group do not reach it."""
+    """The process that delivers a journal."""
+    with (journal.folder / "delivery.log").open("wb") as log:
+        return _start_delivery([str(journal.folder)], subprocess.DEVNULL, log)
+
+
+def _start_delivery(arguments: list[str], stdin: int, log: "IO[bytes] | int") -> "subprocess.Popen[bytes]":
+    """Signals to this process's group do not reach it."""
     # It works in the main repository, with the code of this stage: DVC's temporary folders go away.
     code = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-    with (journal.folder / "delivery.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.delivery", str(journal.folder)],
-            cwd=main_root(),
-            env=os.environ | {"PYTHONPATH": paths},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "pipeline.delivery", *arguments],
+        cwd=main_root(),
+        env=os.environ | {"PYTHONPATH": paths},
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def _hand_over(journal: Journal, delivery: "subprocess.Popen[bytes] | None") -> "subprocess.Popen[bytes] | None":
+    """Tell a prepared process which journal is its own; None if there is none, or it has ended."""
+    if delivery is None or delivery.stdin is None:
+        return None
+    try:
+        with delivery.stdin:
+            delivery.stdin.write(os.fsencode(journal.folder))
+    except BrokenPipeError:
+        return None
+    return delivery
 
 
 def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_events: int | None) -> str | None:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from mlflow.entities import Run
 
 from pipeline import delivery, processes, tracking
 from pipeline.journal import Journal, journals
-from tests.helpers import artifacts, small_params, stored
+from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until
+from tests.test_kills import working_in
 
 PARAMS = small_params()
 # What delivery asks of a store that changes something in it.
@@ -161,6 +164,36 @@ def test_two_evaluations_of_the_same_training_make_one_row(
             assert delivery.deliver_all(results)
     assert delivery.deliver_all(results) == []
     assert [row.info.status for row in stored(store)] == ["FINISHED"]
+
+
+def test_an_evaluation_is_delivered_by_the_process_that_was_prepared_for_it(results: Path, store: str) -> None:
+    """Which has imported mlflow meanwhile; what it prints is in the journal as long as that exists."""
+    delivery = tracking.prepare_delivery()
+    assert delivery is not None
+    tracking.log_evaluation(PARAMS, delivery)  # `results` lets it start no other process, and wait for none
+    assert delivery.wait(60) == 0
+    assert journals(results) == []
+    assert [row.info.status for row in stored(store)] == ["FINISHED"]
+
+
+def test_where_the_prepared_process_died_another_one_delivers(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than an evaluation that nobody delivers, or that fails."""
+    started: list[Journal] = []
+    monkeypatch.setattr(tracking, "start_delivery", started.append)
+    delivery = tracking.prepare_delivery()
+    assert delivery is not None
+    delivery.kill()
+    delivery.wait()
+    tracking.log_evaluation(PARAMS, delivery)
+    assert [journal.id for journal in started] == [journal.id for journal in journals(results)]
+
+
+def test_a_prepared_process_ends_with_its_stage(results: Path) -> None:
+    """Whatever ends the stage before there is anything to deliver."""
+    script = "import os; from pipeline import tracking; tracking.prepare_delivery(); os.abort()"
+    subprocess.run([sys.executable, "-c", script], env=environment(PYTHONPATH=str(PROJECT)))
+    assert working_in(results, "pipeline.delivery")
+    wait_until(lambda: not working_in(results, "pipeline.delivery"))
 
 
 def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, store: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from pipeline import prepare
 from pipeline.data import Split, load_split
@@ -29,7 +30,7 @@ def numbers(split: Split) -> list[int]:
 @given(n=st.integers(2, 400), ratio=st.decimals("0.01", "0.99", places=3).map(float), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_a_split_is_a_partition(n: int, ratio: float, seed: int) -> None:
-    """Every image is on one side, with its own label; the sizes are floor(ratio × n) and the rest."""
+    """Every image is on one side, as scikit-learn has it, with its own label; floor(ratio × n) of them for training."""
     n_train = int(Decimal(str(ratio)) * n)
     if not 2 <= n_train < n:
         with pytest.raises(PipelineError, match=r"data\.train_ratio"):
@@ -37,6 +38,7 @@ def test_a_split_is_a_partition(n: int, ratio: float, seed: int) -> None:
         return
     train, valid = prepare.split_train_valid(numbered(n), ratio, seed)
     assert len(train) == n_train
+    assert [numbers(train), numbers(valid)] == train_test_split(list(range(n)), train_size=n_train, random_state=seed)
     assert sorted(numbers(train) + numbers(valid)) == list(range(n))
     for split in (train, valid):
         assert [number % 10 for number in numbers(split)] == split.labels.tolist()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from pipeline.probes import DEAD, accuracies, effective_rank, importance
 
@@ -33,6 +34,19 @@ def test_a_ring_is_for_neighbours_not_for_a_line() -> None:
     accuracy = accuracies(codes[:800], labels[:800], codes[800:], labels[800:])
     assert accuracy["nearest_neighbours"] == 1
     assert accuracy["logistic_regression"] < 0.8
+
+
+def test_the_number_of_threads_decides_nothing() -> None:
+    """On codes that say nothing of the digit, where the last bits of the products decide what is guessed."""
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(200, 200)) / np.arange(1, 201)[:, None] ** 2
+    codes, test_codes = ((generator.normal(size=(n, 200)) @ mixing).astype(np.float32) for n in (2000, 10_000))
+    labels, test_labels = (generator.integers(0, 10, n) for n in (2000, 10_000))
+    found = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            found.append(accuracies(codes, labels, test_codes, test_labels))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
