@@ -118,10 +118,11 @@ def time_to_quality_rows(result: dict[str, Any]) -> list[Row]:
     for row in result["rows"]:
         n_seeds = len(row["reached"])
         reached = f"reached with {sum(row['reached'])} of {n_seeds} seeds"
+        changes = ", ".join(f"`train.{name}={value}`" for name, value in row["changes"].items())
         rows.append(
             (
                 f"seconds to the validation MSE of the original after {row['n_epochs']} epochs, {row['n_layers']} "
-                f"layers, bottleneck size {row['bottleneck_size']}, in {row['our_epochs']} epochs",
+                f"layers, bottleneck size {row['bottleneck_size']}, with {changes}",
                 f"{row['median_speedup']:.1f}×, {reached}",
                 "6×",
                 "12×",
