@@ -257,6 +257,7 @@ def test_tracking_can_be_switched_off(results: Path, monkeypatch: pytest.MonkeyP
     with tracking.training_run(PARAMS, "cpu") as run_:
         run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
         run_.log_training_outputs(PARAMS)
+    assert tracking.prepare_delivery() is None
     tracking.log_evaluation(PARAMS)
     assert not (results / ".mlflow-journal").exists()
 
