@@ -165,8 +165,10 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     mend_emptied_locks(here)
     was_saving = has("new")
     print(f"{moment}: {before} epochs before, {saved_epochs(here)} after{', while saving' * was_saving}", flush=True)
-    if before and f"/{N_EPOCHS}: " in log.read_text():  # an epoch of it is told
-        assert f"going on after epoch {before} of {N_EPOCHS}" in log.read_text()
+    # Whatever follows the line with which it begins; the kill may come right after that line.
+    said = log.read_text().partition(" parameters on ")[2].partition("\n")[2]
+    if before and said:
+        assert f"going on after epoch {before} of {N_EPOCHS}" in said
     return was_saving
 
 
