@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.provenance import git
+from pipeline.git import git
 
 
 def commit_workspace(root: Path) -> tuple[str, str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline import provenance
 from pipeline.clones import check_out_workspace, commit_workspace
+from pipeline.git import git
 from pipeline.grid import Point, digest_in_lock, digest_in_name
 from pipeline.progress import SweepProgress
-from pipeline.provenance import git
 from pipeline.repository import main_root
 from pipeline.run import environment_of_stages
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.errors import PipelineError
+from pipeline.params import load_yaml
+
 
 def declared(stage: str) -> dict[str, list[str]]:
     """The paths that dvc.yaml declares for a stage: {'deps': […], 'outs': […]}, metrics and plots among the outs."""
@@ -56,7 +59,7 @@ def is_up_to_date(stage: str) -> bool:
     if set(recorded) != set(wanted) or md5s(wanted) != recorded:
         return False
     return all(
-        value_at(yaml.safe_load(Path(file).read_text()), name) == value
+        value_at(_read(Path(file)), name) == value
         for file, names in locked.get("params", {}).items()
         for name, value in names.items()
     )
@@ -70,9 +73,21 @@ def value_at(params: dict[str, Any], name: str) -> Any:
 
 
 def _load(file: str) -> dict[str, Any]:
-    """The stages of dvc.yaml or dvc.lock by name; none where the file is missing."""
+    """The stages of dvc.yaml or dvc.lock by name; none where the file is missing or empty."""
     path = Path(file)
-    return yaml.safe_load(path.read_text()).get("stages", {}) if path.is_file() else {}
+    return _read(path).get("stages", {}) if path.is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file's values.
+
+    Raises:
+        PipelineError: it is not YAML, as after a merge with conflicts.
+    """
+    try:
+        return load_yaml(path.read_text()) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _path(item: str | dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import dvcfiles
 from pipeline.errors import PipelineError, run_command
-from pipeline.store import open_store
+from pipeline.store import open_store, search_all
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         raise PipelineError(f"there is no file {path}; `dvc checkout` brings the last results back")
     client, experiment_id = open_store()
     md5 = dvcfiles.md5s([path])[path]
-    runs = client.search_runs([experiment_id], f"tags.`model.md5` = '{md5}'", order_by=["start_time DESC"])
+    runs = search_all(client, experiment_id, f"tags.`model.md5` = '{md5}'")
     if not runs:
         raise PipelineError(f"no run in the store made {path}; `make sync` makes one for the workspace's results")
     for run in runs:

@@ -91,11 +91,21 @@ class Params(Section):
         }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Takes 1e-05 for a number, as YAML 1.2 does and DVC writes it; for PyYAML, which reads YAML 1.1, it is text."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds, read as DVC reads it.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+        ValueError: it holds a date that no calendar has.
+    """
+    return _Loader(text).get_single_data()
 
 
 def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})) -> Params:
@@ -106,17 +116,18 @@ def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingPr
             problem is listed, as `train.lr: must be greater than 0, got -1`.
     """
     try:
-        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing; run this in the repository's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         where = " ".join(str(error).split())
         raise PipelineError(f"{path} is not valid YAML: {where}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must hold sections ({', '.join(Params.model_fields)}), got {values!r}")
     for name, value in changes.items():
         section, _, key = name.partition(".")
-        values[section] = {**(values.get(section) or {}), key: value}
+        if isinstance(found := values.get(section) or {}, dict):
+            values[section] = {**found, key: value}
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -131,8 +142,8 @@ def parse_values(text: str) -> list[Any]:
         PipelineError: the text is not YAML.
     """
     try:
-        return _Loader(f"[{text}]").get_single_data()
-    except yaml.YAMLError:
+        return load_yaml(f"[{text}]")
+    except (yaml.YAMLError, ValueError):
         raise PipelineError(f"{text!r} is not a list of values, as 2,4,8 or null,[512,128]") from None
 
 

@@ -25,6 +25,8 @@ TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
 TEST_PATH = Path("data/prepared/test.safetensors")
 SUMMARY_PATH = Path("reports/data.json")
+# The classifiers of later stages ask five neighbours, and want more than one digit.
+FEWEST_TRAINING_IMAGES = 10
 
 
 def main() -> None:
@@ -51,13 +53,13 @@ def split_train_valid(labelled: Split, train_ratio: float, seed: int) -> tuple[S
     version of numpy. It is the split of scikit-learn's `train_test_split`, whose import takes over a second.
 
     Raises:
-        PipelineError: fewer than 2 images would be left for training, or none for validation.
+        PipelineError: fewer than 10 images would be left for training, or none for validation.
     """
     n_train = math.floor(round(train_ratio * len(labelled), 6))  # 0.018 × 1500 is 26.999999999999996
-    if not 2 <= n_train < len(labelled):
+    if not FEWEST_TRAINING_IMAGES <= n_train < len(labelled):
         raise PipelineError(
             f"data.train_ratio: {train_ratio} of {len(labelled):,} images leaves {n_train:,} for training and "
-            f"{len(labelled) - n_train:,} for validation; at least 2 and 1 are needed"
+            f"{len(labelled) - n_train:,} for validation; at least {FEWEST_TRAINING_IMAGES} and 1 are needed"
         )
     valid, train = np.split(np.random.RandomState(seed).permutation(len(labelled)), [len(labelled) - n_train])
     return Split(labelled.images[train], labelled.labels[train]), Split(labelled.images[valid], labelled.labels[valid])

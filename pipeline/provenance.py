@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import dvcfiles, environment
 from pipeline.errors import PipelineError
+from pipeline.git import git
+from pipeline.params import load_yaml
 from pipeline.redaction import redact_diff
 
 # The point of a sweep on Ray that a run is of.
@@ -17,8 +17,6 @@ POINT_VARIABLE = "PIPELINE_SWEEP_POINT"
 LARGEST_DIFF = 200_000
 # Whatever a user's own git configuration says.
 PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
-# A git hook sets these: git would work in its repository, not in the folder that is meant.
-GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 
 
 def tags() -> dict[str, str]:
@@ -93,7 +91,7 @@ def file_at(commit: str, path: str) -> str | None:
 
 def lock_at(commit: str) -> dict[str, Any]:
     """What dvc.lock holds in a commit; empty where it is not in it."""
-    return yaml.safe_load(file_at(commit, "dvc.lock") or "") or {}
+    return load_yaml(file_at(commit, "dvc.lock") or "") or {}
 
 
 def trained_outs(commit: str) -> dict[str, str]:
@@ -102,26 +100,12 @@ def trained_outs(commit: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in train.get("outs", [])}
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """A git command's output.
-
-    Raises:
-        PipelineError: git says why it cannot.
-    """
-    variables = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
-    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise PipelineError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip()
-
-
 def _git(*arguments: str) -> str | None:
     """A git command's output, or None where there is no git or no commit."""
     try:
-        done = subprocess.run(["git", "-c", "core.quotePath=false", *arguments], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        return git(Path(), "-c", "core.quotePath=false", *arguments)
+    except (OSError, PipelineError):
         return None
-    return done.stdout.decode(errors="replace").strip()
 
 
 def _diff(*arguments: str) -> str:

@@ -23,9 +23,10 @@ from pipeline import dvcfiles, ray_node, store, tracking
 from pipeline.clones import commit_workspace
 from pipeline.delivery import EVALUATION_TAG
 from pipeline.errors import PipelineError
+from pipeline.git import git
 from pipeline.grid import Point
 from pipeline.progress import SweepProgress
-from pipeline.provenance import POINT_TAG, POINT_VARIABLE, git
+from pipeline.provenance import POINT_TAG, POINT_VARIABLE
 from pipeline.ray_node import Order, Outcome, Shared
 from pipeline.repository import main_root
 
@@ -147,6 +148,20 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
         ray.shutdown()
 
 
+def check_size(ray: Any, cpus: int) -> None:
+    """Whether some node has the CPUs that a point needs; Ray itself would wait for one without a word.
+
+    Raises:
+        PipelineError: none has.
+    """
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if largest < cpus:
+        raise PipelineError(
+            f"a point needs {cpus} CPUs, as many as train.threads says, and the cluster's largest node has "
+            f"{largest:.0f}: -S train.threads={max(1, int(largest))}"
+        )
+
+
 def has_token() -> bool:
     """Whether Ray would find the token that a cluster started by `ray start` asks for."""
     variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -166,6 +181,7 @@ def run_points(
     own_cpus = needs * jobs if jobs else max(os.cpu_count() or 1, needs)
     failed: list[Point] = []
     with cluster(address, own_cpus) as ray:
+        check_size(ray, needs)
         content, sweep = shared_content()
         shared = ray.put(content)
         commands = {name: command for name, command in dvcfiles.commands().items() if name not in SHARED_STAGES}
@@ -224,7 +240,10 @@ def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experi
             return Outcome(None, f"error: {error.cause}\n")
         raise  # a bug of this project's
     except ray.exceptions.RayError as error:
-        row = finished(client, experiment_id, [point]).get(point.experiment)
+        try:
+            row = finished(client, experiment_id, [point]).get(point.experiment)
+        except PipelineError:  # the store fails at this moment; should there be a row, `settle` leaves one of two
+            return None
         if row is None:
             return None
         return Outcome(row.data.metrics["test/mse"], f"its worker was lost after the row was finished: {error}\n")

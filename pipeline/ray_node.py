@@ -23,9 +23,9 @@ from filelock import FileLock
 
 from pipeline.clones import check_out_workspace
 from pipeline.errors import PipelineError
+from pipeline.git import git
 from pipeline.journal import journals
 from pipeline.outs import write_out
-from pipeline.provenance import git
 from pipeline.run import environment_of_stages
 
 # How long the last of a point's rows may take to reach MLflow, after which `make sync` tries once more.

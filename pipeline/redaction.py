@@ -5,7 +5,8 @@ import re
 from urllib.parse import unquote, urlsplit
 
 REMOVED = "[removed]"
-SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|PRIVATE|(^|_)(KEY|PWD|AUTH)(_|$)", re.IGNORECASE)
+# Not the shell's PWD, the folder, nor TOKENIZERS_PARALLELISM.
+SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN(?!IZER)|CREDENTIAL|PRIVATE|(^|_)(KEY|AUTH)(_|$)|_PWD(_|$)", re.IGNORECASE)
 # What is shorter stands in too many places by chance to be removed everywhere.
 SHORTEST_SECRET = 4
 

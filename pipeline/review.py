@@ -33,9 +33,13 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline import dvcfiles
+from pipeline.clones import commit_workspace
 from pipeline.errors import BUG, PipelineError, run_command
-from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
+from pipeline.git import git, git_bytes
+from pipeline.params import load_yaml
+from pipeline.tolerances import TOLERANCES_PATH, Tolerance, is_number, parse_tolerances, tolerance_of
 
+HERE = Path()
 WORSE, LOCK_OUT_OF_DATE = 1, 3
 # What a reviewer should see first stands first.
 VERDICTS = ("worse", "gone", "not comparable", "better", "within tolerance", "new", "not judged")
@@ -91,8 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
 
-    os.chdir(git("rev-parse", "--show-toplevel").strip())
-    head = resolve(arguments.head) if arguments.head else working_tree_commit()
+    os.chdir(git(HERE, "rev-parse", "--show-toplevel"))
+    head = resolve(arguments.head) if arguments.head else commit_workspace(HERE)[1]
     base = branch_point(arguments.base, resolve(arguments.base), head)
     review = compare(base, head, is_working_tree=arguments.head is None)
     if arguments.json:
@@ -119,13 +123,13 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
         notes.append("The base has no pipeline: everything is new.")
     if show(base, TOLERANCES_PATH) not in (None, show(head, TOLERANCES_PATH)):
         notes.append(f"`{TOLERANCES_PATH}` itself changed; the verdicts use the new one.")
-    untracked = git("ls-files", "--others", "--exclude-standard").splitlines() if is_working_tree else []
+    untracked = git(HERE, "ls-files", "--others", "--exclude-standard").splitlines() if is_working_tree else []
     if untracked:
         notes.append(f"Untracked files are not reviewed: {', '.join(f'`{name}`' for name in untracked[:5])}.")
 
     with tempfile.TemporaryDirectory(prefix="review-") as folder:
         files = Path(folder)
-        with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", head))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(git_bytes(HERE, "archive", head))) as archive:
             archive.extractall(files, filter="data")
         lock = out_of_date(files)
         # With the base's dvc.lock DVC tells what this change made stale.
@@ -181,10 +185,6 @@ def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[Metri
 
     judged = [MetricChange(metric.name, metric.old, metric.new, verdict(metric)) for metric in metrics]
     return sorted(judged, key=lambda metric: (VERDICTS.index(metric.verdict), metric.name))
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
@@ -243,7 +243,7 @@ def changed_values(files: Path, stage: str, params_file: str, sections: list[str
         return found
 
     old = flat(locked_stages(files / "dvc.lock").get(stage, {}).get("params", {}).get(params_file, {}))
-    new = flat(yaml.safe_load((files / params_file).read_text()) or {})
+    new = flat(load_yaml((files / params_file).read_text()) or {})
     names = [name for name in new | old if old.get(name) != new.get(name)]
     return [f"`{name}` {text(old.get(name))} → {text(new.get(name))}" for name in names]
 
@@ -258,7 +258,7 @@ def is_lock(content: bytes) -> bool:
 
 
 def locked_stages(lock: Path) -> dict[str, Any]:
-    return (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
+    return (load_yaml(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
 
 
 def locked_paths(lock: Path) -> dict[str, set[str]]:
@@ -404,12 +404,12 @@ def resolve(name: str) -> str:
     """
     if (commit := find_commit(name)) is not None:
         return commit
-    remotes = git("remote").split()
+    remotes = git(HERE, "remote").split()
     remote, _, branch = name.partition("/")
     if remote not in {*remotes, "origin"}:
         remote, branch = "origin", name
     # In a full clone a depth would cut the history off.
-    depth = ["--depth=1"] if git("rev-parse", "--is-shallow-repository").strip() == "true" else []
+    depth = ["--depth=1"] if git(HERE, "rev-parse", "--is-shallow-repository") == "true" else []
     if re.search(r"[~^]", name):
         fetch = ["fetch", "--deepen=10", remote]
     elif re.fullmatch("[0-9a-f]{40}", name):
@@ -444,18 +444,13 @@ def find_commit(name: str) -> str | None:
     )
     if found.returncode == 0:
         return found.stdout.strip()
-    experiments = git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    experiments = git(HERE, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     return next((line.split()[1] for line in experiments if line.split()[0].endswith(f"/{name}")), None)
-
-
-def working_tree_commit() -> str:
-    """A commit of the tracked files as they are now, made without touching branch, index or files."""
-    return git("stash", "create").strip() or git("rev-parse", "HEAD").strip()
 
 
 def show(commit: str, path: str) -> bytes | None:
     """A file's content in a commit, None where it is not in it."""
-    return None if blob(commit, path) is None else git_bytes("show", f"{commit}:{path}")
+    return None if blob(commit, path) is None else git_bytes(HERE, "show", f"{commit}:{path}")
 
 
 def blob(commit: str, path: str) -> str | None:
@@ -464,23 +459,6 @@ def blob(commit: str, path: str) -> str | None:
         ["git", "rev-parse", "--verify", "--quiet", f"{commit}:{path}"], capture_output=True, text=True
     )
     return found.stdout.strip() if found.returncode == 0 else None
-
-
-def git(*arguments: str) -> str:
-    return git_bytes(*arguments).decode()
-
-
-def git_bytes(*arguments: str) -> bytes:
-    """A git command's output.
-
-    Raises:
-        PipelineError: git says why it cannot.
-    """
-    done = subprocess.run(["git", *arguments], capture_output=True)
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.decode().split())
-        raise PipelineError(f"git {arguments[0]}: {reason}")
-    return done.stdout
 
 
 if __name__ == "__main__":

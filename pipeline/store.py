@@ -34,6 +34,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 DEFAULT_EXPERIMENT = "mnist-autoencoder"
+# Runs that a tracking server is asked for at once: it reads some 100 a second, and has to answer in time.
+PAGE = 100
 # Where MLflow's tables hold absolute addresses of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -128,21 +130,35 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
                     raise
                 return client, found.experiment_id
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = redact(" ".join(str(error).split()))[:300]
+        reason = _reason(error)
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None
 
 
 def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
-    """All runs for which an MLflow filter holds, the newest first."""
+    """All runs for which an MLflow filter holds, the newest first.
+
+    Raises:
+        PipelineError: the store fails meanwhile.
+    """
+    from mlflow.exceptions import MlflowException
+
     found: list[Run] = []
     token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
-        found += page
-        if (token := page.token) is None:
-            return found
+    try:
+        while True:
+            page = client.search_runs([experiment_id], condition, max_results=PAGE, page_token=token)
+            found += page
+            if (token := page.token) is None:
+                return found
+    except MlflowException as error:
+        raise PipelineError(f"the MLflow store failed meanwhile; try again: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a store failed, in one line without passwords."""
+    return redact(" ".join(str(error).split()))[:300]
 
 
 def upgrade_command(uri: str) -> str:

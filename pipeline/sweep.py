@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from pipeline import delivery, dvc_engine, dvcfiles, processes, provenance, ray_engine, tracking
 from pipeline.errors import PipelineError, run_command
 from pipeline.grid import DEFAULT_GRID, LOGS, Point, default_name, make_points, parse_grid
+from pipeline.journal import one_line
 from pipeline.repository import main_root
 from pipeline.run import dvc, mend_emptied_locks
 from pipeline.store import open_store
@@ -56,7 +57,8 @@ def main() -> None:
     points = make_points(grid)
     name = arguments.name or default_name(grid)
 
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(LOGS / "lock", timeout=0):
@@ -102,12 +104,17 @@ def sweep_on_ray(points: list[Point], jobs: int | None, name: str, address: str 
                 return []
             return ray_engine.run_points(client, experiment_id, waiting, jobs, address, n_points=len(points))
     finally:
-        ray_engine.settle(client, experiment_id, points)
-        rows = ray_engine.finished(client, experiment_id, points)
-        for row in rows.values():
-            tag_row(client, row, name)
-        if (best := ray_engine.best(points, rows)) is not None:
-            print(f"the lowest validation MSE has {best.name}; to bring it here: {ray_engine.command_for(best)}")
+        attempt(lambda: conclude(client, experiment_id, points, name))
+
+
+def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], name: str) -> None:
+    """After points ran on Ray: one finished row for each, with the sweep's name, and how to get the best one."""
+    ray_engine.settle(client, experiment_id, points)
+    rows = ray_engine.finished(client, experiment_id, points)
+    for row in rows.values():
+        tag_row(client, row, name)
+    if (best := ray_engine.best(points, rows)) is not None:
+        print(f"the lowest validation MSE has {best.name}; to bring it here: {ray_engine.command_for(best)}")
 
 
 def prepare(points: list[Point]) -> None:
@@ -129,7 +136,7 @@ def attempt(call: Callable[[], object]) -> None:
     try:
         call()
     except (PipelineError, MlflowException) as error:
-        print(f"warning: {error}", file=sys.stderr)
+        print(f"warning: {one_line(error)}", file=sys.stderr)
 
 
 def tag_rows(points: list[Point], name: str) -> None:
@@ -147,7 +154,10 @@ def tag_rows(points: list[Point], name: str) -> None:
         else:
             tag_row(client, row, name)
     if missing:
-        print(f"note: the MLflow store has no row of {', '.join(missing)}; it was another one, or `make sync` helps")
+        print(
+            f"note: the MLflow store has no row of {', '.join(missing)}. Where an outage kept it back, `make sync` "
+            "delivers it and the same sweep again tags it; else `dvc exp apply NAME` and `make sync` make one"
+        )
 
 
 def tag_row(client: "MlflowClient", row: "Run", name: str) -> None:

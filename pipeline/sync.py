@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, run_command
 from pipeline.journal import journals, one_line, stores_waited_for
 from pipeline.params import load_params
 from pipeline.repository import main_root
-from pipeline.store import open_store, store_name, tracking_uri
+from pipeline.store import open_store, search_all, store_name, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +91,7 @@ def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
     """
     commits = provenance.experiments()
     count = 0
-    for run in client.search_runs([experiment_id], "tags.`dvc.experiment` LIKE '%'", max_results=50_000):
+    for run in search_all(client, experiment_id, "tags.`dvc.experiment` LIKE '%'"):
         commit = commits.get((run.data.tags.get("dvc.baseline", ""), run.data.tags["dvc.experiment"]))
         if commit is None or COMMIT_TAG in run.data.tags:
             continue

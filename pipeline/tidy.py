@@ -3,7 +3,8 @@
     python -m pipeline.tidy [--remove]
 
 - runs that were deleted in MLflow, with their artifacts and models (a tracking server tidies its own);
-- folders of DVC's temporary experiments that no process works in and nothing has changed in for an hour;
+- folders of DVC's temporary experiments, and a sweep's clones, that no process works in and nothing has changed in
+  for an hour;
 - checkpoints of trainings that nobody went on with for a week;
 - journals that a killed process had only begun, or that are damaged. Those with something to deliver are never touched.
 
@@ -81,17 +82,21 @@ def begun_journals(root: Path) -> list[Path]:
 
 def is_old(folder: Path) -> bool:
     """Whether nothing in a folder has changed for an hour."""
-    times = [path.lstat().st_mtime for path in [folder, *folder.rglob("*")]]
+    try:
+        times = [path.lstat().st_mtime for path in [folder, *folder.rglob("*")]]
+    except FileNotFoundError:  # something works in it at this moment
+        return False
     return max(times) < time.time() - OLD_SECONDS
 
 
 def temporary_experiments(root: Path) -> list[Path]:
-    """Old folders of `dvc exp run --temp` and `--queue` without a process inside."""
+    """Old folders of `dvc exp run --temp` and `--queue`, and clones of `make sweep`, without a process inside."""
     folder = root / ".dvc/tmp/exps"
     used = [Path(cwd) for process in psutil.process_iter(["cwd"]) if (cwd := process.info["cwd"])]
     return [
         path
-        for path in [*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]
+        for pattern in ("tmp*/", "standalone/tmp*/", "sweep-*/")
+        for path in folder.glob(pattern)
         if is_old(path) and not any(cwd.is_relative_to(path) for cwd in used)
     ]
 

@@ -1,7 +1,8 @@
 """tolerances.yaml: how far a metric may move, by the metric's name."""
 
 import fnmatch
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,11 @@ class Tolerance(BaseModel):
         if gain > self.margin(old):
             return "better"
         return "within tolerance" if gain >= -self.margin(old) else "worse"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a metric's value can be judged: a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse_tolerances(content: bytes) -> dict[str, Tolerance]:

@@ -20,9 +20,10 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from pipeline.errors import PipelineError, run_command
+from pipeline.processes import sigterm_as_exit
 from pipeline.redaction import redact
 from pipeline.repository import main_root
-from pipeline.store import is_server, open_store, tracking_uri
+from pipeline.store import is_server, open_store, search_all, tracking_uri
 from pipeline.sweep import sweeps_of
 
 if TYPE_CHECKING:
@@ -59,14 +60,16 @@ def main() -> None:
         env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     try:
-        wait_until_up(server, f"http://{HOST}:{port}/health")
-        print(f"\nMLflow is at http://{HOST}:{port}{page}")
-        for name, link in sweeps.items():
-            print(f"Sweep {name!r}, compared: http://{HOST}:{port}{link}")
-        print("Ctrl-C ends it.", flush=True)
-        if sys.stdout.isatty():
-            webbrowser.open(f"http://{HOST}:{port}{page}")
-        server.wait()
+        with sigterm_as_exit():
+            wait_until_up(server, f"http://{HOST}:{port}/health")
+            print(f"\nMLflow is at http://{HOST}:{port}{page}")
+            for name, link in sweeps.items():
+                print(f"Sweep {name!r}, compared: http://{HOST}:{port}{link}")
+            print("Ctrl-C ends it.", flush=True)
+            if sys.stdout.isatty():
+                webbrowser.open(f"http://{HOST}:{port}{page}")
+            if server.wait() != 0:
+                raise PipelineError("the MLflow server ended; what went wrong stands above")
     except KeyboardInterrupt:
         pass
     finally:
@@ -76,11 +79,8 @@ def main() -> None:
 
 def comparisons(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
     """{sweep: the path of MLflow's compare view on its finished runs}, the newest sweep first."""
-    runs = client.search_runs(
-        [experiment_id], "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'", max_results=5000
-    )
     ids: dict[str, list[str]] = {}
-    for run in runs:
+    for run in search_all(client, experiment_id, "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'"):
         for name in sweeps_of(run.data.tags):
             ids.setdefault(name, []).append(run.info.run_id)
     experiments = quote(json.dumps([experiment_id]))
@@ -94,7 +94,7 @@ def check_port(host: str, port: int, command: str) -> None:
     """Find out before MLflow has started; `command` takes another port.
 
     Raises:
-        PipelineError: the port is taken, or the host is no address of this machine.
+        PipelineError: the port is taken or no port, or the host is no address of this machine.
     """
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
@@ -102,6 +102,8 @@ def check_port(host: str, port: int, command: str) -> None:
         if error.errno == errno.EADDRINUSE:
             raise PipelineError(f"port {port} is in use; choose another: {command} PORT={port + 1}") from None
         raise PipelineError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+    except OverflowError as error:
+        raise PipelineError(f"cannot listen on {host}, port {port}: {error}") from None
 
 
 def wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:

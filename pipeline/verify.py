@@ -32,11 +32,11 @@ from safetensors.numpy import load
 
 from pipeline import dvcfiles, environment, processes
 from pipeline.errors import BUG, PipelineError, run_command
-from pipeline.provenance import GIT_VARIABLES, git
+from pipeline.git import HOOK_VARIABLES, git
 from pipeline.repository import main_root
 from pipeline.run import environment_of_stages
 from pipeline.sources import RAW_FOLDER
-from pipeline.tolerances import TOLERANCES_PATH, Tolerance, parse_tolerances, tolerance_of
+from pipeline.tolerances import TOLERANCES_PATH, Tolerance, is_number, parse_tolerances, tolerance_of
 
 # From the best to the worst. What is not judged has no tolerance: the others decide.
 IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT = "identical", "not judged", "within tolerance", "different"
@@ -78,7 +78,7 @@ def main() -> None:
         clone = Path(folder, "clone")
         commit = clone_head(root, clone)
         with chdir(clone):
-            expected = dvcfiles.locked_outs()
+            expected, cached = dvcfiles.locked_outs(), dvcs_outs()
             if missing := sorted(dvcfiles.all_outs() - set(expected)):
                 why = "run `dvc repro`, commit dvc.lock and reports/"
                 raise PipelineError(f"dvc.lock records no result for {', '.join(missing)}: {why}")
@@ -94,7 +94,7 @@ def main() -> None:
                 [
                     Comparison(path, DIFFERENT, "what git has is not what dvc.lock records, see `make review`", [])
                     if path in wrong
-                    else compare(path, md5, committed[path], tolerances)
+                    else compare(path, md5, committed[path], path in cached, tolerances)
                     for path, md5 in expected.items()
                 ]
             )
@@ -134,6 +134,14 @@ def committed_content(path: str, md5: str, root: Path) -> bytes | None:
     return read(root / path) if is_same else None
 
 
+def dvcs_outs() -> set[str]:
+    """The outs that are not git's: DVC keeps them in its cache."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return {out.def_path for out in repo.index.outs if out.use_cache}
+
+
 def forget_results(expected: dict[str, str]) -> None:
     """Delete all that a reproduction makes, so that nothing committed can pass for reproduced."""
     for path in [*map(Path, expected), Path("dvc.lock"), environment.RECORD_PATH]:
@@ -149,7 +157,7 @@ def reproduce(root: Path, clone: Path) -> None:
     if (root / RAW_FOLDER).is_dir():
         shutil.copytree(root / RAW_FOLDER, clone / RAW_FOLDER, dirs_exist_ok=True)
     variables = environment_of_stages() | {"PIPELINE_TRACKING": "0"}
-    for name in GIT_VARIABLES:
+    for name in HOOK_VARIABLES:
         variables.pop(name, None)
     command = [sys.executable, "-m", "dvc", "repro"]
     # A group of its own, so that nothing goes on in a folder that is being deleted.
@@ -163,10 +171,13 @@ def reproduce(root: Path, clone: Path) -> None:
         raise PipelineError("the commit cannot be run here; what went wrong stands above")
 
 
-def compare(path: str, md5: str, committed: bytes | None, tolerances: dict[str, Tolerance]) -> Comparison:
+def compare(
+    path: str, md5: str, committed: bytes | None, is_cached: bool, tolerances: dict[str, Tolerance]
+) -> Comparison:
     """An out of the working folder against the committed one, whose MD5 dvc.lock has.
 
-    Metrics and tables are judged number by number, data to the bit; weights and figures follow the metrics.
+    Metrics and tables are judged number by number, data to the bit; weights and figures follow the metrics. So does
+    what only DVC's cache has (`is_cached`), where that is not here: later stages make metrics of it.
     """
     content = read(Path(path))
     if content is None:
@@ -175,6 +186,8 @@ def compare(path: str, md5: str, committed: bytes | None, tolerances: dict[str, 
         return Comparison(path, IDENTICAL, "", [])
     kind = Path(path).suffix
     if kind in (".json", ".csv"):
+        if committed is None and is_cached:
+            return Comparison(path, NOT_JUDGED, "follows the metrics", [])
         if committed is None:
             return Comparison(path, DIFFERENT, "the committed file is neither in git nor here", [])
         return compare_values(path, values(path, committed), values(path, content), tolerances)
@@ -275,10 +288,6 @@ def as_number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def report(commit: str, comparisons: list[Comparison]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import dvcfiles
+from pipeline.errors import PipelineError
 from tests.helpers import PROJECT, git, run
 
 
@@ -30,6 +31,7 @@ def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pyte
         ("params.yaml", "n_layers: 2", "n_layers: 3", {"train", "evaluate"}),
         ("pipeline/figures.py", '"""The figures', '"""Figures', {"evaluate"}),
         ("reports/pca.csv", "n_components", "components", {"baselines", "evaluate"}),
+        ("params.yaml", "lr: 0.005\n", "lr: 5e-3\n", set()),  # for PyYAML alone that is text
         ("dvc.yaml", "-m pipeline.train", "-B -m pipeline.train", {"train"}),
     ):
         path = project / file
@@ -46,6 +48,16 @@ def test_nothing_is_up_to_date_before_the_first_run(tmp_dir: Path) -> None:
     """Without a dvc.lock no stage is up to date."""
     (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
     assert not dvcfiles.is_up_to_date("evaluate")
+
+
+def test_an_empty_lock_is_none(tmp_dir: Path) -> None:
+    """As a kill may leave it; one that a merge left with conflicts is one message."""
+    (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    (tmp_dir / "dvc.lock").write_text("")
+    assert not dvcfiles.is_up_to_date("evaluate")
+    (tmp_dir / "dvc.lock").write_text("<<<<<<< HEAD\nstages: {}\n=======\n")
+    with pytest.raises(PipelineError, match=r"dvc\.lock is not valid YAML"):
+        dvcfiles.is_up_to_date("evaluate")
 
 
 def test_md5s_are_dvcs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         ("- 1\n", "must hold sections"),
         ("train: [1\n", "is not valid YAML"),
         ("train: {lr: \x00}", "is not valid YAML"),
+        ("train: {seed: 2024-02-30}", "is not valid YAML"),
     ],
 )
 def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, expected: str) -> None:
@@ -117,6 +118,14 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str, value: float) -> 
     path.write_text((PROJECT / "params.yaml").read_text().replace("lr: 0.005", f"lr: x{text}"))
     with pytest.raises(PipelineError, match=r"train\.lr: must be a valid number"):
         load_params(path)
+
+
+def test_a_change_of_what_is_no_section_is_one_message(tmp_path: Path) -> None:
+    """A grid's values come on top of params.yaml, whatever that holds."""
+    path = tmp_path / "params.yaml"
+    path.write_text("train: 5\n")
+    with pytest.raises(PipelineError, match="holds values that are not allowed"):
+        load_params(path, {"train.seed": 1})
 
 
 def test_flat_names_every_value() -> None:

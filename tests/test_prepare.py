@@ -32,7 +32,7 @@ def numbers(split: Split) -> list[int]:
 def test_a_split_is_a_partition(n: int, ratio: float, seed: int) -> None:
     """Every image is on one side, as scikit-learn has it, with its own label; floor(ratio × n) of them for training."""
     n_train = int(Decimal(str(ratio)) * n)
-    if not 2 <= n_train < n:
+    if not 10 <= n_train < n:
         with pytest.raises(PipelineError, match=r"data\.train_ratio"):
             prepare.split_train_valid(numbered(n), ratio, seed)
         return

@@ -104,6 +104,15 @@ def test_the_dvc_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tags["dvc.experiment"], tags["dvc.baseline"]) == ("tangy-keys", "abc")
 
 
+def test_numbers_of_a_commits_lock_are_as_dvc_wrote_them(repository: Path) -> None:
+    """DVC writes 1e-05, which PyYAML alone takes for text."""
+    (repository / "dvc.lock").write_text("stages: {train: {params: {params.yaml: {train: {lr: 1e-05}}}}}\n")
+    git(repository, "add", "dvc.lock")
+    git(repository, "commit", "-q", "-m", "small rate")
+    lock = provenance.lock_at(git(repository, "rev-parse", "HEAD").strip())
+    assert lock["stages"]["train"]["params"]["params.yaml"]["train"]["lr"] == 1e-05
+
+
 def test_without_git_there_are_fewer_tags(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is no repository is no reason to fail."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_dir.parent))

@@ -92,8 +92,9 @@ def names(server: TeamServer, status: str) -> Counter[str]:
 @pytest.mark.slow
 def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
     """A node is killed in mid-sweep: its point runs anew on the other one, and each point has one FINISHED row.
-    What is done is not done again. Passwords in the store's address and in the environment, and Ray's token, are in
-    no table, artifact, log (Ray's own among them), journal or file of a node."""
+    What is done is not done again, and a point that no node is large enough for is one message. Passwords in the
+    store's address and in the environment, and Ray's token, are in no table, artifact, log (Ray's own among them),
+    journal or file of a node."""
     write_params(small_params(train__threads=1, train__device="cpu", train__n_epochs=150), workspace)
     git(workspace, "commit", "-q", "-a", "-m", "one thread")
     sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1,2")
@@ -123,6 +124,9 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
                 assert "3 points, 3 done, 0 to run" in again.stdout
                 assert list((folder / "first").glob("ray-sweep-*/*"))
                 assert not list((folder / "second").glob("ray-sweep-*/*"))
+                large = run(workspace, *sweep, "train.threads=64", "--address", cluster.address, ok=False, **settings)
+                assert large.returncode == 2
+                assert "a point needs 64 CPUs, as many as train.threads says, and the cluster's largest" in large.stderr
             dump = server.dump()
         finally:
             server.stop()

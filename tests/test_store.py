@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import store as store_module
 from pipeline.errors import PipelineError
-from pipeline.store import DEFAULT_EXPERIMENT, open_store, store_name, tracking_uri
+from pipeline.store import DEFAULT_EXPERIMENT, open_store, search_all, store_name, tracking_uri
 from tests.helpers import PROJECT, environment, free_port
 
 
@@ -53,6 +54,18 @@ def test_the_experiment_keeps_its_artifacts_under_the_root(
     assert experiment.artifact_location == (tmp_dir / "mlartifacts").as_uri()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert client.get_experiment(open_store()[1]).name == "another"
+
+
+def test_all_runs_are_found_page_by_page(tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are; and a store that refuses meanwhile is one message."""
+    (tmp_dir / ".dvc").mkdir()
+    monkeypatch.setattr(store_module, "PAGE", 2)
+    client, experiment_id = open_store()
+    made = {client.create_run(experiment_id).info.run_id for _ in range(5)}
+    found = search_all(client, experiment_id, "attributes.status = 'RUNNING'")
+    assert (len(found), {run.info.run_id for run in found}) == (5, made)
+    with pytest.raises(PipelineError, match=r"the MLflow store failed meanwhile; try again: .*filter"):
+        search_all(client, experiment_id, "no filter")
 
 
 @pytest.mark.slow

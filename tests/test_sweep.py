@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import rows, run, start, wait_until
+from tests.helpers import environment, rows, run, start, wait_until
 
 
 @pytest.mark.slow
@@ -61,3 +63,18 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     assert f"2 points, {n_done} done, {2 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
     assert sorted(finished) == [f"digits k=2 seed={seed}" for seed in (0, 1)]
+
+
+@pytest.mark.slow
+def test_a_sweep_under_nohup_survives_its_terminal(workspace: Path) -> None:
+    """The signal of a terminal that was closed is ignored there; without nohup it ends the sweep."""
+    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.n_epochs=300", "-S"]
+    for command, code in (
+        (["nohup", *sweep, "train.seed=0"], 0),
+        ([*sweep, "train.seed=1"], 128 + signal.SIGHUP),
+    ):
+        process = subprocess.Popen(command, cwd=workspace, env=environment(), stdout=subprocess.DEVNULL)
+        wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == code
+    assert sorted(row.info.status for row in rows(workspace)) == ["FINISHED", "KILLED"]

@@ -59,8 +59,9 @@ def test_temporary_experiments_without_a_process_go(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One in which something works or has just changed stays, and so does what DVC's queue needs."""
-    left, used, queue = (results / ".dvc/tmp/exps" / name for name in ("tmpleft", "standalone/tmpused", "celery"))
-    for folder in (left, used, queue):
+    names = ("tmpleft", "sweep-123-0", "standalone/tmpused", "celery")
+    left, clone, used, queue = (results / ".dvc/tmp/exps" / name for name in names)
+    for folder in (left, clone, used, queue):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"x" * 1_000_000)
         make_old(folder)
@@ -71,7 +72,7 @@ def test_temporary_experiments_without_a_process_go(
     finally:
         worker.kill()
         worker.wait()
-    assert [folder.exists() for folder in (left, used, queue, new)] == [False, True, True, True]
+    assert [folder.exists() for folder in (left, clone, used, queue, new)] == [False, False, True, True, True]
 
 
 def test_checkpoints_go_after_a_week(

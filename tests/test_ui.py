@@ -52,8 +52,9 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     client, experiment_id = open_store()
     for row in client.search_runs([experiment_id]):
         client.set_tag(row.info.run_id, "sweep", "sizes")
+    port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.ui", "--port", str(free_port())],
+        [sys.executable, "-m", "pipeline.ui", "--port", str(port)],
         cwd=tmp_dir,
         env=environment(PYTHONPATH=str(PROJECT)),
         stdout=subprocess.PIPE,
@@ -66,8 +67,10 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser.new_page(viewport={"width": 2400, "height": 2400}), text
         browser.close()
-    server.send_signal(signal.SIGINT)
-    server.wait(30)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(30) == 128 + signal.SIGTERM
+    with socket.create_server(("127.0.0.1", port)):  # no MLflow is left on it
+        pass
 
 
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
@@ -127,3 +130,11 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
         done = run(tmp_path, "pipeline.ui", "--port", str(port), ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert f"port {port} is in use; choose another: make ui PORT={port + 1}" in done.stderr
+
+
+def test_a_port_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """Ports end at 65535."""
+    (tmp_path / ".dvc").mkdir()
+    done = run(tmp_path, "pipeline.ui", "--port", "70000", ok=False, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot listen on 127.0.0.1, port 70000:")

@@ -22,13 +22,15 @@ TOLERANCES = {
 METRICS = {"dataset": "mnist", "test": {"mse": 0.04, "psnr_db": 14.0}, "counts": [1, 2]}
 
 
-def compared(name: str, old: bytes, new: bytes | None, committed: bool = True) -> verify.Comparison:
+def compared(
+    name: str, old: bytes, new: bytes | None, committed: bool = True, is_cached: bool = False
+) -> verify.Comparison:
     """The comparison of two contents of an out; without `committed` only the MD5 of the old one is known."""
     path = Path(name)
     path.write_bytes(old)
     md5 = dvcfiles.md5s([name])[name]
     path.unlink() if new is None else path.write_bytes(new)
-    return verify.compare(name, md5, old if committed else None, TOLERANCES)
+    return verify.compare(name, md5, old if committed else None, is_cached, TOLERANCES)
 
 
 def as_json(**changes: object) -> bytes:
@@ -99,9 +101,12 @@ def test_data_must_be_the_same_to_the_bit(tmp_dir: Path) -> None:
 
 
 def test_an_out_that_is_missing_on_either_side_is_different(tmp_dir: Path) -> None:
-    """It cannot be compared."""
+    """It cannot be compared. What git does not keep follows the metrics that are made of it."""
     assert compared("reports.json", as_json(), None).verdict == "different"
     assert compared("reports.json", as_json(), as_json(dataset="x"), committed=False).verdict == "different"
+    only_hash = {"committed": False, "is_cached": True}
+    assert compared("probes.json", as_json(), as_json(dataset="x"), **only_hash).verdict == "not judged"
+    assert compared("probes.json", as_json(), None, **only_hash).verdict == "different"
 
 
 @pytest.mark.parametrize(
