@@ -29,7 +29,7 @@ help:
 	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
 	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
 	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
-	@echo 'make bench      speed, quality and what tracking and checkpoints cost, measured here (over an hour)'
+	@echo 'make bench      speed, quality and what tracking and checkpoints cost, measured here (over two hours)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
 	@echo 'make setup-cluster  what Ray, PostgreSQL and a DVC remote over SSH need'

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks.common import load_pixels, write_result
+from pipeline.params import load_params
 
 AS_COMMITTED = "as committed"
 # Name, environment variables, changes of `train` (`float64` is none of its parameters).
@@ -70,7 +71,8 @@ def main() -> None:
                 name = f"torch {result['machine']['torch']}"
             rows.append({"variant": name} | compare(weights[0], weights[-1]) | result["metrics"])
             print(json.dumps(rows[-1]), flush=True)
-    write_result("reproducibility", {"machine": machine, "n_epochs": arguments.epochs, "rows": rows})
+    params = load_params().model_dump(include={"model", "train"})
+    write_result("reproducibility", {"machine": machine, "n_epochs": arguments.epochs, "params": params, "rows": rows})
 
 
 def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -87,7 +89,6 @@ def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
 
     from pipeline.environment import fingerprint
     from pipeline.model import Architecture, AutoEncoder, save_model
-    from pipeline.params import load_params
     from pipeline.training import fit, make_deterministic, reconstruction_mse
 
     params = load_params()

@@ -53,16 +53,18 @@ def page(folder: Path) -> str:
         "|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        *recipe_lines(folder / "recipe.json"),
         *(f"- {name}: {describe(result['machine'])}" for name, result in results.items()),
         "",
+        *recipe_lines(folder / "recipe.json"),
+        *reproducibility_lines(folder / "reproducibility.json"),
     ]
     return "\n".join(lines)
 
 
 def describe(machine: dict[str, Any]) -> str:
+    cores = f"{machine['cores']} cores, " if "cores" in machine else ""
     return (
-        f"{machine['hardware']} ({machine['cpu_capability']}), {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['hardware']} ({machine['cpu_capability']}), {cores}{machine['threads']} threads, "
         f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}"
     )
 
@@ -117,13 +119,14 @@ def time_to_quality_rows(result: dict[str, Any]) -> list[Row]:
     rows = []
     for row in result["rows"]:
         n_seeds = len(row["reached"])
-        reached = f"reached with {sum(row['reached'])} of {n_seeds} seeds"
+        n_reached = sum(row["reached"])
+        measured = f"{row['median_speedup']:.1f}×, reached with {n_reached} of {n_seeds} seeds"
         changes = ", ".join(f"`train.{name}={value}`" for name, value in row["changes"].items())
         rows.append(
             (
                 f"seconds to the validation MSE of the original after {row['n_epochs']} epochs, {row['n_layers']} "
                 f"layers, bottleneck size {row['bottleneck_size']}, with {changes}",
-                f"{row['median_speedup']:.1f}×, {reached}",
+                measured if n_reached else f"not reached with any of {n_seeds} seeds",
                 "6×",
                 "12×",
             )
@@ -220,6 +223,33 @@ def recipe_lines(path: Path) -> list[str]:
         ),
         "",
         f"- recipe: {describe(result['machine'])}",
+        "",
+    ]
+
+
+def reproducibility_lines(path: Path) -> list[str]:
+    """What a training's bytes depend on, beside what another seed makes of it."""
+    if not path.is_file():
+        return [f"`python -m benchmarks.reproducibility`: {NOT_MEASURED}.", ""]
+    result = json.loads(path.read_text())
+
+    def line(row: dict[str, Any]) -> str:
+        same, apart = (
+            ("identical", "0") if row["identical"] else ("different", f"{row['weights_relative_difference']:.2g}")
+        )
+        return f"| {row['variant']} | {same} | {apart} | {row['test_mse']:.5f} |"
+
+    return [
+        "## What the bytes depend on",
+        "",
+        f"The committed training, {result['n_epochs']} epochs, in processes each of which has one thing changed;",
+        "how far its weights are from those of the first: the L2 norm of the difference over theirs.",
+        "",
+        "| the same training, but | bytes | weights apart | test MSE |",
+        "|---|---|---|---|",
+        *map(line, result["rows"]),
+        "",
+        f"- reproducibility: {describe(result['machine'])}",
         "",
     ]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.common import committed_params, machine, native_precisions, spread, write_result
 from benchmarks.quality import DEFAULTS, Images, Outcome, train_original, train_ours
+from benchmarks.recipe import changed
 
 # The original's default network and the experiment that it evaluated, and the `train` parameters with which this
 # project reached their quality soonest. Those were chosen with seeds 0, 1 and 2.
@@ -28,12 +29,12 @@ def main() -> None:
     precision = native_precisions()[-1]
     rows = []
     for shape, changes, seeds in EXPERIMENTS:
-        short = params.model_copy(update={"train": params.train.model_copy(update=changes)})
+        short = changed(params, {f"train.{name}": value for name, value in changes.items()})
         original, ours = [], []
         for seed in seeds:
             original.append(train_original(images, **shape, seed=seed))
-            our_epochs = {"n_epochs": changes["n_epochs"]}
-            ours.append(train_ours(short, images, **shape | our_epochs, seed=seed, precision=precision))
+            ours_shape = shape | {"n_epochs": short.train.n_epochs}
+            ours.append(train_ours(short, images, **ours_shape, seed=seed, precision=precision))
         rows.append(shape | {"changes": changes} | comparison(original, ours))
     write_result("time_to_quality", {"machine": machine(), "precision": precision, "rows": rows})
 

@@ -52,7 +52,8 @@ class RayCluster:
                 )
             self.address = self._answer()
             if self.address:
-                break
+                return
+        pytest.fail(f"no Ray head: {(folder / 'cluster.log').read_text()[-3000:]}")
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -124,7 +125,8 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
                 assert "3 points, 3 done, 0 to run" in again.stdout
                 assert list((folder / "first").glob("ray-sweep-*/*"))
                 assert not list((folder / "second").glob("ray-sweep-*/*"))
-                large = run(workspace, *sweep, "train.threads=64", "--address", cluster.address, ok=False, **settings)
+                too_large = (*sweep, "-S", "train.threads=64", "--address", cluster.address)
+                large = run(workspace, *too_large, ok=False, **settings)
                 assert large.returncode == 2
                 assert "a point needs 64 CPUs, as many as train.threads says, and the cluster's largest" in large.stderr
             dump = server.dump()
