@@ -21,6 +21,9 @@ from ray.cluster_utils import Cluster
 def main(folder: Path) -> None:
     # By default it is a minute until a node counts as gone.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    # Ray notes the cluster's address in the folder `ray` there, whatever a node's own is, and does not make it.
+    os.environ["RAY_TMPDIR"] = str(folder)
+    (folder / "ray").mkdir()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
