@@ -83,7 +83,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """kill -9 at 10 moments, at least 2 of them while a checkpoint is written: each training ends with the bytes of
+    """kill -9 at 20 moments, at least 5 of them while a checkpoint is written: each training ends with the bytes of
     an undisturbed one, in one row with each epoch once."""
     seed = int(os.environ.get("KILL_SEED") or time.time())
     print(f"KILL_SEED={seed}")
@@ -93,10 +93,10 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
     run(here, "dvc", "repro", "baselines")
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    moments = ["start-up"] * 2 + ["training"] * 2 + ["saving"] * 4
+    moments = ["start-up"] * 3 + ["training"] * 5 + ["saving"] * 8
     choose.shuffle(moments)
     n_saving = n_gone_on = n_from_nothing = 0
-    for training in range(2):
+    for training in range(4):
         tracking = "01"[training % 2]  # it takes most of the time
         for moment in [*moments[4 * training : 4 * training + 4], "ending"]:
             n_from_nothing += tracking == "1" and saved_epochs(here) == 0
@@ -111,7 +111,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
             assert statuses.count("KILLED") == len(statuses) - n_finished <= n_from_nothing - n_finished
             check_row(here)
         forget_training(here)
-    assert n_saving >= 2
+    assert n_saving >= 5
     assert n_gone_on >= 1
 
 
