@@ -103,7 +103,7 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=600,
+        timeout=1200,
     )
     if ok and done.returncode != 0:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -180,7 +180,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
     """Return once the condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
