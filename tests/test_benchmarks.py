@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from benchmarks import quality, recipe, sweep, table, throughput
 from benchmarks.quality import EmulatedBfloat16
 from benchmarks.seed import seed_epoch, seed_network
+from benchmarks.time_to_quality import EXPERIMENTS
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.params import load_params
 from pipeline.training import epoch_seed, fit
@@ -168,6 +169,17 @@ def test_the_quality_was_measured_with_all_seeds() -> None:
             assert each["mean"] == pytest.approx(statistics.mean(each["all"]), abs=1e-5)
         change = 100 * (row["ours_test_mse"]["mean"] / row["original_test_mse"]["mean"] - 1)
         assert row["change_percent"] == pytest.approx(change, abs=0.1)
+
+
+def test_the_time_to_quality_is_that_of_the_listed_experiments() -> None:
+    """The recorded trainings are those that `benchmarks.time_to_quality` runs now, each with all of its seeds."""
+    for row, (shape, changes, seeds) in zip(measured("time_to_quality")["rows"], EXPERIMENTS, strict=True):
+        assert {name: row[name] for name in shape} == shape
+        assert row["changes"] == changes
+        assert len(row["our_seconds"]["all"]) == len(row["original_seconds"]["all"]) == len(seeds)
+        assert row["reached"] == [
+            ours <= original for ours, original in zip(row["our_valid_mse"], row["original_valid_mse"], strict=True)
+        ]
 
 
 def test_what_a_sweep_costs_is_what_was_measured() -> None:
