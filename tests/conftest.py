@@ -1,6 +1,7 @@
 """Fixtures: an empty working folder, a mirror on loopback, one whole pipeline run that tests share."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from mlflow import MlflowClient
 from pipeline import tracking
 from tests.helpers import copy_project, git, run, small_params, write_params, write_results
 from tests.mirror import Mirror
+
+
+def pytest_configure() -> None:
+    """Signals do what they do by default, in the tests and in what they start.
+
+    A shell ignores SIGINT for what it runs in the background, and `nohup` SIGHUP.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -73,13 +73,7 @@ def test_a_sweep_under_nohup_survives_its_terminal(workspace: Path) -> None:
         (["nohup", *sweep, "train.seed=0"], 0),
         ([*sweep, "train.seed=1"], 128 + signal.SIGHUP),
     ):
-        process = subprocess.Popen(
-            command,
-            cwd=workspace,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup themselves
-        )
+        process = subprocess.Popen(command, cwd=workspace, env=environment(), stdout=subprocess.DEVNULL)
         wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
         process.send_signal(signal.SIGHUP)
         assert process.wait(300) == code
