@@ -121,16 +121,14 @@ def time_to_quality_rows(result: dict[str, Any]) -> list[Row]:
     for row in result["rows"]:
         n_seeds = len(row["reached"])
         ours, original = (statistics.mean(row[f"{name}_valid_mse"]) for name in ("our", "original"))
-        measured = (
-            f"{row['median_speedup']:.1f}×" + ("" if ours <= original else ", not reached") + f": {ours:.4f} instead "
-            f"of {original:.4f}, means of {n_seeds} seeds, reached with {sum(row['reached'])} of them"
-        )
+        speedup = f"{row['median_speedup']:.1f}×" if ours <= original else "not reached"
         changes = ", ".join(f"`train.{name}={value}`" for name, value in row["changes"].items())
         rows.append(
             (
                 f"seconds to the validation MSE of the original after {row['n_epochs']} epochs, {row['n_layers']} "
                 f"layers, bottleneck size {row['bottleneck_size']}, with {changes}",
-                measured,
+                f"{speedup}: {ours:.4f} instead of {original:.4f}, means of {n_seeds} seeds, "
+                f"reached with {sum(row['reached'])} of them",
                 "6×",
                 "12×",
             )

@@ -103,7 +103,7 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=1200,
+        timeout=600,
     )
     if ok and done.returncode != 0:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -62,8 +62,6 @@ class TeamServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                # Where the tests themselves run in a shell's background, Ctrl-C would be ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         n_before = self.log.read_text().count("Ctrl-C ends it.")
         wait_until(lambda: self._has_ended() or self.log.read_text().count("Ctrl-C ends it.") > n_before, 120)

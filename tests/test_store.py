@@ -90,7 +90,7 @@ def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path)
     assert ui.stdout is not None
     link = next(line for line in ui.stdout if "MLflow is at" in line)
     ui.send_signal(signal.SIGINT)
-    ui.wait(60)
+    ui.wait(30)
     assert [process.returncode for process in started] == [0] * 8
     assert len(set(results)) == 1
     assert f"/#/experiments/{results[0]}/runs" in link

@@ -52,7 +52,7 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     assert first.startswith("digits k=2 seed=0: test MSE")
     wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert "points are done, the same command goes on" in err
     assert "Traceback" not in out + err
