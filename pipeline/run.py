@@ -5,7 +5,7 @@
 It is `dvc repro` with three additions: where no MNIST mirror can be reached it runs the same pipeline
 on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
 holds a run for the results also where DVC took them from its cache (`pipeline.sync`); and lock files
-that a killed DVC left empty do not stop it.
+that a killed DVC left half written do not stop it.
 """
 
 import json
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import dvcfiles, sources, tracking
@@ -29,7 +30,7 @@ LOCK_PATH = Path("dvc.lock")
 
 def main() -> None:
     params = load_params()
-    mend_emptied_locks(Path())
+    mend_torn_locks(Path())
     if params.data.dataset == "mnist" and mnist_is_out_of_reach():
         print(
             "MNIST cannot be reached: no mirror answers (MNIST_MIRROR names another one). "
@@ -46,29 +47,42 @@ def main() -> None:
     print_results()
 
 
-def mend_emptied_locks(root: Path) -> None:
-    """Delete DVC's list of its running processes where it is empty; take an empty dvc.lock from git.
+def mend_torn_locks(root: Path) -> None:
+    """Delete DVC's list of its running processes where it is half written; take a half-written dvc.lock from git.
 
-    DVC empties both before it writes them, for less time than this waits, and refuses what a kill left of them
-    at every later `dvc repro` (https://github.com/treeverse/dvc/issues/7615). What git's dvc.lock does not have
-    is run again, a training from its checkpoint.
+    DVC empties both before it writes them, in pieces of 8 KB, and refuses what a kill left of them at every later
+    `dvc repro` (https://github.com/treeverse/dvc/issues/7615). What git's dvc.lock does not have is run again, a
+    training from its checkpoint.
     """
-    if stays_empty(root / RWLOCK_PATH):
+    if stays_torn(root / RWLOCK_PATH, is_json):
         (root / RWLOCK_PATH).unlink(missing_ok=True)
-        print(f"{RWLOCK_PATH} was left empty when DVC was killed; deleted", file=sys.stderr)
-    if stays_empty(root / LOCK_PATH):
+        print(f"{RWLOCK_PATH} was left half written when DVC was killed; deleted", file=sys.stderr)
+    if stays_torn(root / LOCK_PATH, ends_a_line):
         (root / LOCK_PATH).unlink(missing_ok=True)
         subprocess.run(["git", "restore", str(LOCK_PATH)], cwd=root, stderr=subprocess.DEVNULL)
-        print(f"{LOCK_PATH} was left empty when DVC was killed; back to git's", file=sys.stderr)
+        print(f"{LOCK_PATH} was left half written when DVC was killed; back to git's", file=sys.stderr)
 
 
-def stays_empty(path: Path) -> bool:
-    """Whether a file is there and empty, now and half a second later."""
+def stays_torn(path: Path, is_whole: Callable[[str], bool]) -> bool:
+    """Whether a file is there and not whole, now and half a second later: longer than a DVC that lives needs for it."""
     for wait in (0, 0.5):
         time.sleep(wait)
-        if not path.is_file() or path.stat().st_size > 0:
+        if not path.is_file() or is_whole(path.read_text()):
             return False
     return True
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def ends_a_line(text: str) -> bool:
+    """As all YAML that DVC writes does; one with a merge's conflicts, which is its author's affair, does too."""
+    return text.endswith("\n")
 
 
 def mnist_is_out_of_reach() -> bool:

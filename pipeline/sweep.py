@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, run_command
 from pipeline.grid import DEFAULT_GRID, LOGS, Point, default_name, make_points, parse_grid
 from pipeline.journal import one_line
 from pipeline.repository import main_root
-from pipeline.run import dvc, mend_emptied_locks
+from pipeline.run import dvc, mend_torn_locks
 from pipeline.store import open_store
 from pipeline.sync import sync
 
@@ -119,7 +119,7 @@ def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], na
 
 def prepare(points: list[Point]) -> None:
     """What all points share is done before them, once."""
-    mend_emptied_locks(Path())
+    mend_torn_locks(Path())
     if not any(name.startswith("data.") for name in points[0].changes):
         dvc("repro", "--quiet", "baselines")
 

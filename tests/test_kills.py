@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from pipeline import delivery
 from pipeline.journal import Journal, journals
-from pipeline.run import mend_emptied_locks
+from pipeline.run import mend_torn_locks
 from tests.helpers import (
     PROJECT,
     artifacts,
@@ -206,7 +206,7 @@ def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: 
             continue
     dvc.wait(120)
     wait_until(lambda: not working_in(here, module))
-    mend_emptied_locks(here)  # other locks DVC takes over itself
+    mend_torn_locks(here)  # other locks DVC takes over itself
     assert (here / "dvc.lock").is_file()
 
 

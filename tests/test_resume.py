@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from pipeline import checkpoint, delivery, dvcfiles
 from pipeline.checkpoint import FOLDER
 from pipeline.journal import journals
-from pipeline.run import mend_emptied_locks
+from pipeline.run import mend_torn_locks
 from tests.helpers import (
     copy_project,
     environment,
@@ -162,7 +162,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     assert dvc.poll() is None, log.read_text()
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    mend_emptied_locks(here)
+    mend_torn_locks(here)
     was_saving = has("new")
     print(f"{moment}: {before} epochs before, {saved_epochs(here)} after{', while saving' * was_saving}", flush=True)
     # Whatever follows the line with which it begins; the kill may come right after that line.
