@@ -116,7 +116,7 @@ lock: setup-dev
 clean:
 	rm -rf data/prepared data/baselines models/*.safetensors .checkpoints .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find pipeline tests -name __pycache__ -prune -exec rm -rf {} +
+	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf .venv data/raw

@@ -40,6 +40,20 @@ def locked_outs() -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in _load("dvc.lock").values() for out in stage.get("outs", [])}
 
 
+def contradictions(locked: dict[str, Any]) -> list[tuple[str, str]]:
+    """(stage, path) of every dependency whose hash differs from that of the out of the same path.
+
+    As after `dvc exp run train`: evaluate's entry is still that of other weights. `locked` are dvc.lock's stages.
+    """
+    made = {out["path"]: out.get("md5") for stage in locked.values() for out in stage.get("outs", [])}
+    return [
+        (name, dep["path"])
+        for name, stage in locked.items()
+        for dep in stage.get("deps", [])
+        if made.get(dep["path"], dep.get("md5")) != dep.get("md5")
+    ]
+
+
 def md5s(paths: list[str]) -> dict[str, str]:
     """{path: MD5} as DVC computes them, of the files that exist."""
     return {path: _md5(Path(path)) for path in paths if Path(path).is_file()}

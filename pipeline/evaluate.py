@@ -54,7 +54,7 @@ def main() -> None:
     dataset = load_json(SUMMARY_PATH)["dataset"]
     pixel_probes, pca_probes = load_json(PIXEL_PROBES_PATH), load_json(PCA_PROBES_PATH)
     train, test = load_split(TRAIN_PATH), load_split(TEST_PATH)
-    pca, pca_mse = load_pca(PCA_PATH), pd.read_csv(PCA_MSE_PATH)["test_mse"].to_numpy()
+    pca, pca_mse = load_pca(PCA_PATH), load_pca_mse(PCA_MSE_PATH)
     model = load_model(MODEL_PATH)
     if model.architecture != Architecture.from_params(params.model):
         raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it anew")
@@ -141,12 +141,28 @@ def load_json(path: Path) -> dict[str, Any]:
     """What an earlier stage wrote.
 
     Raises:
-        PipelineError: the file is missing.
+        PipelineError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing; `dvc repro` makes it") from None
+    except ValueError:
+        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro` brings it back") from None
+
+
+def load_pca_mse(path: Path) -> np.ndarray:
+    """[n]: the test MSE of PCA with 0, 1, 2, … components, by the table that `baselines` wrote.
+
+    Raises:
+        PipelineError: the file is missing or damaged.
+    """
+    try:
+        return pd.read_csv(path)["test_mse"].to_numpy()
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing; `dvc repro baselines` makes it") from None
+    except (ValueError, KeyError):  # pandas' own errors are ValueErrors
+        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro baselines` brings it back") from None
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ def main() -> None:
         raise PipelineError(f"no run in the store made {path}; `make sync` makes one for the workspace's results")
     for run in runs:
         tags = run.data.tags
-        commit = tags.get("dvc.experiment.commit") or tags.get("mlflow.source.git.commit", "without git")
+        commit = tags.get("dvc.experiment.commit") or tags.get("mlflow.source.git.commit")
+        code = commit[:10] if commit else "without git"
         dirty = " with changes" if tags.get("mlflow.source.git.dirty") == "true" else ""
-        print(f"{run.info.run_id}  {run.info.run_name}  {run.info.status}  code {commit[:10]}{dirty}")
+        print(f"{run.info.run_id}  {run.info.run_name}  {run.info.status}  code {code}{dirty}")
 
 
 if __name__ == "__main__":

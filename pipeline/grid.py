@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import tracking
+from pipeline import dvcfiles, tracking
 from pipeline.errors import PipelineError
 from pipeline.params import Params, load_params, parse_values
 
@@ -102,13 +102,15 @@ def digest_of(params: Params, code: dict[str, str]) -> str:
 
 def digest_in_name(experiment: str) -> str | None:
     """The hash in which the name of a sweep's experiment ends; None for a name that is not a sweep's."""
-    found = re.fullmatch(r".+-([0-9a-f]{8})", experiment)
+    found = re.fullmatch(r"(?:.+-)?k-\d+-seed-\d+(?:-.+)?-([0-9a-f]{8})", experiment)
     return found[1] if found else None
 
 
 def digest_in_lock(lock: dict[str, Any]) -> str | None:
-    """The hash of the point that a dvc.lock is of; None where the parameters in it are no longer allowed."""
+    """The hash of the point that a dvc.lock is of; None where it is not of one whole run, or of values not allowed."""
     stages = lock.get("stages", {}).values()
+    if dvcfiles.contradictions(lock.get("stages", {})):
+        return None
     params = {
         name: value
         for stage in stages

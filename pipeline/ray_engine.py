@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import socket
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 # Their outs are the same for all points of a sweep.
 SHARED_STAGES = ("prepare", "baselines")
+GPUS_VARIABLE = "PIPELINE_GPUS_PER_POINT"
 # After so many workers lost a point counts as failed.
 TRIES = 3
 # A stage's settings, which Ray's tasks get from the driver, not from their node.
@@ -56,6 +58,9 @@ def check(points: list[Point], address: str | None) -> None:
         raise PipelineError(
             f"points on Ray share the prepared data, so a grid cannot vary {', '.join(varied)}: without --engine ray"
         )
+    gpus = os.environ.get(GPUS_VARIABLE, "1")
+    if not re.fullmatch(r"\d+(\.\d+)?", gpus):
+        raise PipelineError(f"{GPUS_VARIABLE} must be a number of GPUs or a share of one, as 0.25; got {gpus!r}")
     if git(main_root(), "rev-parse", "--is-shallow-repository") == "true":
         raise PipelineError("a shallow clone cannot be sent to Ray's nodes: git fetch --unshallow")
     if address and not store.is_server(store.tracking_uri(main_root())):
@@ -278,8 +283,8 @@ def settings_of_stages() -> dict[str, str]:
 
 
 def gpus_of(point: Point) -> float:
-    """One, or a share of one that PIPELINE_GPUS_PER_POINT names, unless the point trains on the CPU."""
-    return 0 if point.params.train.device == "cpu" else float(os.environ.get("PIPELINE_GPUS_PER_POINT", "1"))
+    """One, or what PIPELINE_GPUS_PER_POINT says, unless the point trains on the CPU."""
+    return 0 if point.params.train.device == "cpu" else float(os.environ.get(GPUS_VARIABLE, "1"))
 
 
 def remove_everywhere(ray: Any, sweep: str) -> None:

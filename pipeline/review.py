@@ -222,7 +222,7 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
                     reasons.setdefault(stage, []).append(f"`{path}` is not in dvc.lock")
                 elif path not in cached:
                     reasons.setdefault(stage, []).append(f"`{path}` {state}")
-    for stage, path in contradictions(files / "dvc.lock"):
+    for stage, path in dvcfiles.contradictions(locked_stages(files / "dvc.lock")):
         reasons.setdefault(stage, []).append(f"`{path}` is another version than the one that dvc.lock has as an out")
     return reasons
 
@@ -267,18 +267,6 @@ def locked_paths(lock: Path) -> dict[str, set[str]]:
         name: {item["path"] for kind in ("deps", "outs") for item in stage.get(kind, [])}
         for name, stage in locked_stages(lock).items()
     }
-
-
-def contradictions(lock: Path) -> list[tuple[str, str]]:
-    """(stage, path) of every dependency whose hash differs from that of the out of the same path."""
-    stages = locked_stages(lock)
-    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
-    return [
-        (name, dep["path"])
-        for name, stage in stages.items()
-        for dep in stage.get("deps", [])
-        if made.get(dep["path"], dep.get("md5")) != dep.get("md5")
-    ]
 
 
 def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list[str]]:

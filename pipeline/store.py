@@ -95,7 +95,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
         experiment: its name, `experiment_name()` if it is not given.
 
     Raises:
-        PipelineError: the store does not answer, or MLflow refuses it.
+        PipelineError: the store does not answer, MLflow refuses it, or its database needs a library that is not here.
     """
     uri = tracking_uri(main_root())
     if is_server(uri) and not answers(uri, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])):
@@ -134,6 +134,9 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
         if "out-of-date database schema" in reason:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None
+    except ImportError as error:
+        hint = "what PostgreSQL needs: make setup-cluster"
+        raise PipelineError(f"the MLflow store cannot be opened: {_reason(error)} ({hint})") from None
 
 
 def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pipeline import delivery, dvc_engine, dvcfiles, processes, provenance, ray_engine, tracking
-from pipeline.errors import PipelineError, run_command
+from pipeline.dvc_locks import mend_torn_locks
+from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.grid import DEFAULT_GRID, LOGS, Point, default_name, make_points, parse_grid
 from pipeline.journal import one_line
 from pipeline.repository import main_root
-from pipeline.run import dvc, mend_torn_locks
+from pipeline.run import dvc
 from pipeline.store import open_store
 from pipeline.sync import sync
 
@@ -172,4 +173,4 @@ def sweeps_of(tags: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, exit_code_of_a_bug=BUG)

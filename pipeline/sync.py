@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import delivery, dvcfiles, provenance, tracking
-from pipeline.errors import PipelineError, run_command
+from pipeline.dvc_locks import mend_torn_locks
+from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.journal import journals, one_line, stores_waited_for
 from pipeline.params import load_params
 from pipeline.repository import main_root
@@ -55,6 +56,7 @@ def sync() -> bool:
 
 def _sync() -> bool:
     root = main_root()
+    mend_torn_locks(Path())
     store = store_name(tracking_uri(root), root)
     client, experiment_id = open_store()
     n_waiting = len(journals(root, store))
@@ -114,4 +116,4 @@ def add_lock(client: "MlflowClient", run: "Run", lock: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, exit_code_of_a_bug=BUG)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -125,7 +126,8 @@ def start(folder: Path, *command: str, **changes: str) -> subprocess.Popen[str]:
 
 def rows(project: Path) -> list[Run]:
     """All runs of a project's own store, the newest first."""
-    return stored(f"sqlite:///{project}/mlflow.db")
+    with FileLock(project / ".mlflow.lock"):  # two processes that make one store at the same time break it
+        return stored(f"sqlite:///{project}/mlflow.db")
 
 
 def stored(uri: str) -> list[Run]:

@@ -79,7 +79,7 @@ def test_every_bottleneck_size_goes_through(workspace: Path, bottleneck_size: in
 
 
 def test_stages_say_what_is_missing(workspace: Path) -> None:
-    """Run by hand too early, each stage names the file it lacks and the command that makes it."""
+    """Run by hand too early, or on what is damaged, each stage names the file and the command that makes it."""
     with pytest.raises(PipelineError, match=r"train\.safetensors is missing; `dvc repro prepare`"):
         train.main()
     with pytest.raises(PipelineError, match=r"data\.json is missing; `dvc repro`"):
@@ -92,6 +92,16 @@ def test_stages_say_what_is_missing(workspace: Path) -> None:
         evaluate.main()
     pca_probes.main()
     with pytest.raises(PipelineError, match=r"autoencoder\.safetensors is missing; `dvc repro train`"):
+        evaluate.main()
+    for content in (b"", b"n_components\n0\n"):
+        evaluate.PCA_MSE_PATH.write_bytes(content)
+        with pytest.raises(PipelineError, match=r"pca\.csv is damaged; delete it, then `dvc repro baselines`"):
+            evaluate.main()
+    evaluate.PCA_MSE_PATH.unlink()
+    with pytest.raises(PipelineError, match=r"pca\.csv is missing; `dvc repro baselines`"):
+        evaluate.main()
+    evaluate.PIXEL_PROBES_PATH.write_text('{"logistic')
+    with pytest.raises(PipelineError, match=r"pixel_probes\.json is damaged; delete it, then `dvc repro`"):
         evaluate.main()
 
 

@@ -20,7 +20,8 @@ def test_a_model_file_leads_to_its_runs(
     for arguments in ([], [copy]):
         monkeypatch.setattr("sys.argv", ["find_run", *arguments])
         find_run.main()
-        assert capsys.readouterr().out.startswith(f"{stored(store)[0].info.run_id}  digits k=2 seed=0  FINISHED")
+        run_id = stored(store)[0].info.run_id
+        assert capsys.readouterr().out == f"{run_id}  digits k=2 seed=0  FINISHED  code without git\n"
     Path(copy).write_bytes(b"other weights")
     with pytest.raises(PipelineError, match=r"no run in the store made taken home\.safetensors"):
         find_run.main()

@@ -1,6 +1,7 @@
 """The points of a sweep."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path
     (point,) = grids.make_points(grids.parse_grid(["train.seed=5"]))
     sections = point.params.model_dump()
     code = [{"path": path, "md5": md5} for path, md5 in tracking.code_of_stages().items()]
-    stages = {
+    stages: dict[str, Any] = {
         "prepare": {"deps": code, "params": {"params.yaml": {"data": sections.pop("data")}}},
         "pca_probes": {"deps": [], "params": {"params.yaml": {"model.bottleneck_size": 2}}},
         "train": {
@@ -80,6 +81,11 @@ def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path
         },
     }
     assert grids.digest_in_lock({"stages": stages}) == point.digest
+    weights = {"path": "models/autoencoder.safetensors", "md5": "new"}
+    stages["train"]["outs"] = [weights]
+    stages["evaluate"] = {"deps": [weights | {"md5": "old"}]}  # as `dvc exp run train` leaves it
+    assert grids.digest_in_lock({"stages": stages}) is None
+    del stages["evaluate"]
     code[0]["md5"] = "other"
     assert grids.digest_in_lock({"stages": stages}) not in (None, point.digest)
     sections["train"]["lr"] = -1
@@ -89,5 +95,11 @@ def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path
 
 def test_the_hash_is_read_off_a_sweeps_names_alone() -> None:
     """DVC's own names for experiments, and those that users choose, say nothing of the point."""
-    names = ["k-2-seed-0-0a1b2c3d", "tepid-fado", "my-experiment", "0a1b2c3d"]
-    assert [grids.digest_in_name(name) for name in names] == ["0a1b2c3d", None, None, None]
+    names = {
+        "k-2-seed-0-0a1b2c3d": "0a1b2c3d",
+        "digits-k-2-seed-0-lr-0.001-0a1b2c3d": "0a1b2c3d",
+        "tepid-fado": None,
+        "try-20261127": None,
+        "0a1b2c3d": None,
+    }
+    assert {name: grids.digest_in_name(name) for name in names} == names

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import delivery
+from pipeline.dvc_locks import mend_torn_locks
 from pipeline.journal import Journal, journals
-from pipeline.run import mend_torn_locks
 from tests.helpers import (
     PROJECT,
     artifacts,
@@ -83,10 +83,10 @@ def test_a_signal_leaves_a_killed_row(folder: Path, store: str, number: signal.S
     """SIGTERM and Ctrl-C close the row as KILLED, and the process ends as they want it to."""
     process = start(folder, store)
     process.send_signal(number)
-    process.wait(60)
+    process.wait(180)
     assert process.returncode != 0
     assert code is None or process.returncode == code
-    assert statuses(store) == ["KILLED"]
+    wait_until(lambda: statuses(store) == ["KILLED"])
 
 
 def test_a_run_killed_without_a_word_is_closed(folder: Path, store: str) -> None:
@@ -112,10 +112,10 @@ def test_after_a_machine_went_down_the_next_run_closes_the_row(folder: Path, sto
     lost.kill()
     lost.wait()
     assert statuses(store) == ["RUNNING", "RUNNING"]
-    start(folder, store, seconds=0).wait(60)
+    start(folder, store, seconds=0).wait(180)
     wait_until(lambda: statuses(store) == ["FINISHED", "KILLED", "RUNNING"])
     alive.terminate()
-    alive.wait(60)
+    alive.wait(180)
     assert statuses(store) == ["FINISHED", "KILLED", "KILLED"]
 
 

@@ -79,6 +79,16 @@ def test_what_cannot_run_on_ray_is_one_message(workspace: Path, grid: str, addre
         ray_engine.check(make_points(parse_grid([grid])), address)
 
 
+def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else is one message."""
+    points = make_points(parse_grid(["train.seed=0"]))
+    monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "0.25")
+    ray_engine.check(points, None)
+    monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "half")
+    with pytest.raises(PipelineError, match=r"PIPELINE_GPUS_PER_POINT must be a number of GPUs .* got 'half'"):
+        ray_engine.check(points, None)
+
+
 def test_a_shallow_clone_is_one_message(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bundle would lack the commits that git wants."""
     git(workspace, "commit", "-q", "--allow-empty", "-m", "second")
@@ -163,12 +173,12 @@ def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
     """While a sweep runs on Ray of its own."""
     driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300")
     try:
-        wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
+        wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
         family = psutil.Process(driver.pid).children(recursive=True)
         addresses = set().union(*map(listening, family))
     finally:
         driver.terminate()
-        out, err = driver.communicate(timeout=120)
+        out, err = driver.communicate(timeout=180)
     assert addresses == {"127.0.0.1"}
     assert "the same command goes on" in err
     assert "Traceback" not in out + err
@@ -180,12 +190,12 @@ def test_a_point_survives_its_worker_and_its_driver(workspace: Path) -> None:
     """Both killed without a word: it goes on, and ends as one FINISHED row with each epoch once."""
     grid = ["-S", "train.seed=0 train.n_epochs=300"]
     driver = start(workspace, *SWEEP, *grid)
-    wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"], 120)
+    wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
     for worker in workers_of(driver):
         worker.send_signal(signal.SIGKILL)
     assert driver.stdout is not None
     assert any("lost with its worker, tried again" in line for line in driver.stdout)
-    wait_until(lambda: workers_of(driver), 120)
+    wait_until(lambda: workers_of(driver))
     family = psutil.Process(driver.pid).children(recursive=True)
     for process in [psutil.Process(driver.pid), *family]:
         if "pipeline.delivery" not in command(process):

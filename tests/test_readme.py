@@ -243,7 +243,7 @@ def test_the_python_examples_run(project: Path) -> None:
 
 def test_no_file_names_a_registry() -> None:
     """The locks are complete and free of index addresses."""
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-review.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-review.txt", "requirements-cluster.txt"):
         lines = (PROJECT / name).read_text().splitlines()
         pins = [line for line in lines if line and not line.startswith((" ", "#"))]
         assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", line) for line in pins)

@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 
 from pipeline import checkpoint, delivery, dvcfiles
 from pipeline.checkpoint import FOLDER
+from pipeline.dvc_locks import mend_torn_locks
 from pipeline.journal import journals
-from pipeline.run import mend_torn_locks
 from tests.helpers import (
     copy_project,
     environment,
@@ -29,6 +29,7 @@ from tests.helpers import (
     wait_until,
     write_params,
 )
+from tests.test_kills import working_in
 
 N_EPOCHS = 50
 MODEL = "models/autoencoder.safetensors"
@@ -205,6 +206,10 @@ def test_a_training_that_goes_on_is_running_again(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run(here, "dvc", "repro", "baselines")
     statuses, ids = [], set()
+
+    def has_saved() -> object:
+        return list((here / FOLDER).glob("*.state"))
+
     for is_last in (False, True):
         dvc = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro"],
@@ -215,11 +220,14 @@ def test_a_training_that_goes_on_is_running_again(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        wait_until((lambda: journals(here)) if is_last else has_saved)
+        (stage,) = working_in(here, "pipeline.train")
+        stage.suspend()  # or it might end before delivery, which gives way to it, has made the row
         wait_until(lambda: rows(here) and rows(here)[0].info.status == "RUNNING")
         statuses.append("RUNNING")
         if not is_last:
-            wait_until(lambda: list((here / FOLDER).glob("*.state")))
             os.killpg(dvc.pid, signal.SIGTERM)
+        stage.resume()
         dvc.wait()
         wait_until(lambda: not journals(here))
         (row,) = rows(here)

@@ -220,16 +220,18 @@ def test_one_process_at_a_time_uses_the_folder() -> None:
 def test_a_stale_process_id_is_no_trouble() -> None:
     """After a restart of a container the id in PostgreSQL's file may be any process's, which then lives on."""
     user = "postgres" if os.geteuid() == 0 else None
-    with server_folder() as folder, subprocess.Popen(["sleep", "60"], user=user) as other:
-        with postgres.running(folder) as database:
-            pid_file = folder / "postgres/postmaster.pid"
-            lines = pid_file.read_text().splitlines()
-        assert database.process.poll() == 0
-        pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
-        with postgres.running(folder) as database:
-            assert database.process.poll() is None
-        assert other.poll() is None
-        other.kill()
+    with server_folder() as folder, subprocess.Popen(["sleep", "600"], user=user) as other:
+        try:
+            with postgres.running(folder) as database:
+                pid_file = folder / "postgres/postmaster.pid"
+                lines = pid_file.read_text().splitlines()
+            assert database.process.poll() == 0
+            pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+            with postgres.running(folder) as database:
+                assert database.process.poll() is None
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 def test_a_half_made_database_is_made_anew() -> None:

@@ -154,6 +154,14 @@ def test_a_damaged_store_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPa
         open_store()
 
 
+def test_a_database_without_its_library_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PostgreSQL's after `make setup` alone; here one that is never installed."""
+    (tmp_dir / ".dvc").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://127.0.0.1:9/mlflow")
+    with pytest.raises(PipelineError, match=r"No module named 'MySQLdb' \(what PostgreSQL needs: make setup-cluster"):
+        open_store()
+
+
 def test_artifacts_that_somebody_put_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only addresses of a repository, or of a folder that is gone, are rewritten."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -93,7 +93,7 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     shown = page.locator("body").inner_text()
     assert sizes_in_a_row in shown
     assert re.search(rf"\b{test_mse_in_a_row}\b", shown)
-    expect(page.locator(".parcoords .axis-title").first).to_be_visible()
+    expect(page.locator(".parcoords .axis-title").first).to_be_visible(timeout=60_000)
     page.get_by_role("tab", name="Scatter Plot").click()
     test_mse = sorted(map(made_up_mse, SIZES))
     wait_until(lambda: test_mse in [sorted(trace["y"]) for trace in plotted(page, "scattergl")])
