@@ -108,9 +108,10 @@ def digest_in_name(experiment: str) -> str | None:
 
 def digest_in_lock(lock: dict[str, Any]) -> str | None:
     """The hash of the point that a dvc.lock is of; None where it is not of one whole run, or of values not allowed."""
-    stages = lock.get("stages", {}).values()
-    if dvcfiles.contradictions(lock.get("stages", {})):
+    locked = lock.get("stages", {})
+    if dvcfiles.contradictions(locked):
         return None
+    stages = locked.values()
     params = {
         name: value
         for stage in stages

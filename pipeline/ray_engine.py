@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 # Their outs are the same for all points of a sweep.
 SHARED_STAGES = ("prepare", "baselines")
-GPUS_VARIABLE = "PIPELINE_GPUS_PER_POINT"
 # After so many workers lost a point counts as failed.
 TRIES = 3
 # A stage's settings, which Ray's tasks get from the driver, not from their node.
@@ -58,9 +57,7 @@ def check(points: list[Point], address: str | None) -> None:
         raise PipelineError(
             f"points on Ray share the prepared data, so a grid cannot vary {', '.join(varied)}: without --engine ray"
         )
-    gpus = os.environ.get(GPUS_VARIABLE, "1")
-    if not re.fullmatch(r"\d+(\.\d+)?", gpus):
-        raise PipelineError(f"{GPUS_VARIABLE} must be a number of GPUs or a share of one, as 0.25; got {gpus!r}")
+    gpus_per_point()
     if git(main_root(), "rev-parse", "--is-shallow-repository") == "true":
         raise PipelineError("a shallow clone cannot be sent to Ray's nodes: git fetch --unshallow")
     if address and not store.is_server(store.tracking_uri(main_root())):
@@ -283,8 +280,22 @@ def settings_of_stages() -> dict[str, str]:
 
 
 def gpus_of(point: Point) -> float:
-    """One, or what PIPELINE_GPUS_PER_POINT says, unless the point trains on the CPU."""
-    return 0 if point.params.train.device == "cpu" else float(os.environ.get(GPUS_VARIABLE, "1"))
+    """`gpus_per_point`, unless the point trains on the CPU."""
+    return 0 if point.params.train.device == "cpu" else gpus_per_point()
+
+
+def gpus_per_point() -> float:
+    """One, or what PIPELINE_GPUS_PER_POINT says.
+
+    Raises:
+        PipelineError: that is no number.
+    """
+    gpus = os.environ.get("PIPELINE_GPUS_PER_POINT", "1")
+    if not re.fullmatch(r"\d+(\.\d+)?", gpus):
+        raise PipelineError(
+            f"PIPELINE_GPUS_PER_POINT must be a number of GPUs or a share of one, as 0.25; got {gpus!r}"
+        )
+    return float(gpus)
 
 
 def remove_everywhere(ray: Any, sweep: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -180,6 +181,16 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def working_in(folder: Path, module: str) -> list[psutil.Process]:
+    """The processes that run a module of the pipeline in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        in_folder = process.info["cwd"] is not None and Path(process.info["cwd"]).is_relative_to(folder)
+        if in_folder and module in (process.info["cmdline"] or []) and process.info["status"] != "zombie":
+            found.append(process)
+    return found
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:

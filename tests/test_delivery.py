@@ -15,8 +15,7 @@ from mlflow.entities import Run
 
 from pipeline import delivery, processes, tracking
 from pipeline.journal import Journal, journals
-from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until
-from tests.test_kills import working_in
+from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until, working_in
 
 PARAMS = small_params()
 # What delivery asks of a store that changes something in it.

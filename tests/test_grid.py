@@ -99,6 +99,7 @@ def test_the_hash_is_read_off_a_sweeps_names_alone() -> None:
         "k-2-seed-0-0a1b2c3d": "0a1b2c3d",
         "digits-k-2-seed-0-lr-0.001-0a1b2c3d": "0a1b2c3d",
         "tepid-fado": None,
+        "my-experiment": None,
         "try-20261127": None,
         "0a1b2c3d": None,
     }

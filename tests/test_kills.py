@@ -27,6 +27,7 @@ from tests.helpers import (
     small_params,
     stored,
     wait_until,
+    working_in,
     write_params,
     write_results,
 )
@@ -69,16 +70,6 @@ def start(folder: Path, store: str, seconds: float = 600) -> "subprocess.Popen[s
 def statuses(store: str) -> list[str]:
     """The newest run's first."""
     return [row.info.status for row in stored(store)]
-
-
-def working_in(folder: Path, module: str) -> list[psutil.Process]:
-    """The processes that run a module of the pipeline in a folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
-        in_folder = process.info["cwd"] is not None and Path(process.info["cwd"]).is_relative_to(folder)
-        if in_folder and module in (process.info["cmdline"] or []) and process.info["status"] != "zombie":
-            found.append(process)
-    return found
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, None)])

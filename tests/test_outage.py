@@ -14,8 +14,18 @@ from mlflow import MlflowClient
 
 from pipeline import dvcfiles
 from pipeline.journal import journals
-from tests.helpers import PROJECT, artifacts, environment, rows, run, small_params, stored, wait_until, write_results
-from tests.test_kills import working_in
+from tests.helpers import (
+    PROJECT,
+    artifacts,
+    environment,
+    rows,
+    run,
+    small_params,
+    stored,
+    wait_until,
+    working_in,
+    write_results,
+)
 from tests.tracking_server import TrackingServer, absent_server, failing_server, silent_server, stuck_server
 
 pytestmark = pytest.mark.slow
