@@ -31,13 +31,22 @@ def main() -> None:
     pixels, test_pixels = train.pixels(), test.pixels()
     with threadpool_limits(1):
         pca = fit_pca(pixels)
-        test_mse = pca.mse(test_pixels)
+        table = pd.DataFrame({"n_components": sizes_to_measure(len(pca.components))})
+        table["test_mse"] = [pca.mse(test_pixels, size) for size in table["n_components"]]
     accuracy = accuracies(pixels, train.labels, test_pixels, test.labels)
     save_pca(pca, PCA_PATH)
-    table = pd.DataFrame({"n_components": np.arange(len(test_mse)), "test_mse": test_mse})
     write_out(PCA_MSE_PATH, table.to_csv(index=False, float_format="%.6g"))
     write_out(ACCURACY_PATH, json.dumps(accuracy, indent=2) + "\n")
-    print(f"test MSE of the mean image {test_mse[0]:.4f}, of PCA with 2 components {test_mse[2]:.4f}")
+    print(f"test MSE of the mean image {table['test_mse'][0]:.4f}, of PCA with 2 components {table['test_mse'][2]:.4f}")
+
+
+def sizes_to_measure(n_components: int) -> list[int]:
+    """0, 1, 2, 3, … up to `n_components`, growing by a fifth from step to step; every power of two is among them.
+
+    Each size takes a reconstruction of all test images, so not all of them are measured.
+    """
+    quarters_of_octaves = 2 ** np.arange(0, np.log2(n_components), 0.25)
+    return sorted({0, *np.rint(quarters_of_octaves).astype(int).tolist(), n_components})
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ def load_split(path: Path) -> Split:
     if tensors.keys() != {"images", "labels"}:
         raise damaged
     split = Split(tensors["images"], tensors["labels"])
-    if split.images.dtype != np.uint8 or split.images.shape != (len(split.labels), *IMAGE_SHAPE):
+    n = split.images.shape[0] if split.images.ndim else 0
+    if n == 0 or split.images.shape != (n, *IMAGE_SHAPE) or split.labels.shape != (n,):
+        raise damaged
+    if split.images.dtype != np.uint8 or split.labels.dtype != np.uint8 or split.labels.max() > 9:
         raise damaged
     return split

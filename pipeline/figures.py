@@ -21,7 +21,7 @@ DIGIT_COLORS = matplotlib.color_sequences["petroff10"]
 DATASET_TITLES = {"mnist": "MNIST", "digits": "scikit-learn's digits"}
 SIDE = 28
 FADED = 0.2
-# The region the codes occupy leaves out the outermost per cent on each side.
+# The region that the codes occupy leaves out the outermost per cent on each side of each axis.
 REGION_PERCENTILES = (1, 99)
 
 
@@ -139,11 +139,15 @@ def latent_scatter(context: str, codes: np.ndarray, labels: np.ndarray) -> Figur
 
 
 def label_places(points: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Where each label's name belongs among `points` [n, 2]: where it is densest, clear of the others' names."""
+    """Where each label's name belongs among `points` [n, 2]: where it is densest, clear of the others' names.
+
+    The tenth of a label's points that lies outermost on each axis is left out: no name stands at a lone outlier.
+    """
     clearance = np.array([0.03, 0.045]) * np.ptp(points, axis=0)
     places: dict[int, np.ndarray] = {}
     for label in np.unique(labels):
-        counts, *edges = np.histogramdd(points[labels == label], bins=20)
+        own = points[labels == label]
+        counts, *edges = np.histogramdd(own, bins=20, range=np.percentile(own, (5, 95), axis=0).T)
         for cell in np.argsort(-counts, axis=None, kind="stable"):
             index = np.unravel_index(cell, counts.shape)
             place = np.array([edge[i : i + 2].mean() for edge, i in zip(edges[0], index, strict=True)])
@@ -171,14 +175,13 @@ def decoded_manifold(context: str, codes: np.ndarray, decode: Decode, size: int)
     # [column, row, y, x] → [row from the top, y, column, x]
     picture = ink.transpose(1, 2, 0, 3)[::-1].reshape(-1, size * SIDE)
 
-    figure = Figure(figsize=(8, 8.4) if len(edges) == 2 else (12, 1.9), layout="constrained")
+    figure = Figure(figsize=(8, 8.7) if len(edges) == 2 else (12, 2.1), layout="constrained")
     ax = figure.subplots()
     extent = (low[0], high[0], low[-1], high[-1])
     ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     share = REGION_PERCENTILES[1] - REGION_PERCENTILES[0]
-    ax.set_title(
-        f"What the decoder makes of the middle {share} % of the codes (faded: no code there)\n{context}", fontsize=13
-    )
+    region = f"The decoder's images over the middle {share} % of the codes on each axis"
+    figure.suptitle(f"{region}\n(faded: no code there)\n{context}", fontsize=13)
     ax.set_xlabel(plane.axis_names[0], fontsize=11)
     if len(edges) == 2:
         ax.set_ylabel(plane.axis_names[1], fontsize=11)

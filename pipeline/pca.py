@@ -1,5 +1,6 @@
 """Principal component analysis of the training images: the linear autoencoder to compare with."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from sklearn.decomposition import PCA
 
+from pipeline.data import IMAGE_SHAPE
 from pipeline.errors import PipelineError
 from pipeline.outs import write_out
 
@@ -24,18 +26,15 @@ class PcaModel:
         return (pixels - self.mean) @ self.components[:n_components].T
 
     def reconstruct(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
-        """[n, 784] → [n, 784], through the first `n_components`; 0 of them give the mean image."""
-        return self.encode(pixels, n_components) @ self.components[:n_components] + self.mean
+        """[n, 784] → [n, 784], through the first `n_components`; 0 of them give the mean image.
 
-    def mse(self, pixels: np.ndarray) -> np.ndarray:
-        """The reconstruction MSE of `pixels` [n, 784] with 0, 1, …, c components: float64 [c + 1].
-
-        Each further component removes the squared length of its projection from the error.
+        Clipped to 0…1, like the autoencoder's.
         """
-        centred = pixels.astype(np.float64) - self.mean
-        captured = ((centred @ self.components.T) ** 2).mean(axis=0)
-        left = (centred**2).sum(axis=1).mean() - np.concatenate([[0.0], np.cumsum(captured)])
-        return np.maximum(left, 0) / pixels.shape[1]
+        return (self.encode(pixels, n_components) @ self.components[:n_components] + self.mean).clip(0, 1)
+
+    def mse(self, pixels: np.ndarray, n_components: int) -> float:
+        """The reconstruction MSE of `pixels` [n, 784], the mean over images and pixels."""
+        return float(((self.reconstruct(pixels, n_components) - pixels) ** 2).mean(dtype=np.float64))
 
 
 def fit_pca(pixels: np.ndarray) -> PcaModel:
@@ -52,12 +51,17 @@ def load_pca(path: Path) -> PcaModel:
     """Read what `save_pca` wrote.
 
     Raises:
-        PipelineError: the file is missing or damaged.
+        PipelineError: the file is missing, damaged or holds something else.
     """
     if not path.is_file():
         raise PipelineError(f"{path} is missing; `dvc repro baselines` makes it")
+    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro baselines` brings it back")
     try:
         tensors = load_file(path)
-        return PcaModel(tensors["mean"], tensors["components"])
+        pca = PcaModel(tensors["mean"], tensors["components"])
     except (SafetensorError, KeyError, OSError):
-        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro baselines` brings it back") from None
+        raise damaged from None
+    shape = (math.prod(IMAGE_SHAPE),)
+    if not (pca.mean.shape == shape == pca.components.shape[1:] and pca.mean.dtype == pca.components.dtype == "f4"):
+        raise damaged
+    return pca

@@ -32,7 +32,8 @@ def main() -> None:
         codes, test_codes = pca.encode(train.pixels(), size), pca.encode(test.pixels(), size)
     accuracy = accuracies(codes, train.labels, test_codes, test.labels)
     write_out(ACCURACY_PATH, json.dumps(accuracy, indent=2) + "\n")
-    print(f"test accuracy on {size} PCA components: {accuracy}")
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in accuracy.items())
+    print(f"test accuracy on {size} PCA components: {shown}")
 
 
 if __name__ == "__main__":

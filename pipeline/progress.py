@@ -1,6 +1,6 @@
 """What a person sees while the model trains, a bar on a terminal, a line now and then in a log; and how far a sweep is.
 
-PIPELINE_VERBOSE=0 silences the first. It is an environment variable, not a parameter, so that chatter
+PIPELINE_VERBOSE=0 silences all but the sweep. It is an environment variable, not a parameter, so that chatter
 never retrains a model.
 """
 
@@ -23,6 +23,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def is_verbose() -> bool:
     return os.environ.get("PIPELINE_VERBOSE", "1") != "0"
+
+
+def report(message: str) -> None:
+    """Say what a stage does now."""
+    if is_verbose():
+        print(message, flush=True)
 
 
 def announce_dataset(params: "Params") -> None:

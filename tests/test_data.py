@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.data import load_split, save_split
+from pipeline.data import Split, load_split, save_split
 from pipeline.errors import PipelineError
 from tests.helpers import random_split
 
@@ -36,7 +36,9 @@ def test_a_missing_split(tmp_path: Path) -> None:
         load_split(tmp_path / "train.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "header", "other tensors", "other shape"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "header", "other tensors", "other shape", "no image", "labels", "types"]
+)
 def test_a_damaged_split(tmp_path: Path, damage: str) -> None:
     """A file that is cut off, empty or no split at all is an error, not a wrong result."""
     path = tmp_path / "train.safetensors"
@@ -53,5 +55,11 @@ def test_a_damaged_split(tmp_path: Path, damage: str) -> None:
             save_file({"images": random_split(12).images}, path)
         case "other shape":
             save_file({"images": random_split(12).images, "labels": random_split(11).labels}, path)
+        case "no image":
+            save_split(random_split(0), path)
+        case "labels":
+            save_split(Split(random_split(12).images, np.full(12, 10, np.uint8)), path)
+        case "types":
+            save_split(Split(random_split(12).images, np.zeros(12, np.int64)), path)
     with pytest.raises(PipelineError, match="is damaged"):
         load_split(path)

@@ -25,10 +25,10 @@ def decode(points: np.ndarray) -> np.ndarray:
 
 
 def draw(name: str, k: int = 2) -> Figure:
-    pixels, blurred = TEST.pixels(), TEST.pixels() * 0.5
+    pixels, blurred, darker = TEST.pixels(), TEST.pixels() * 0.5, TEST.pixels() * 0.25
     match name:
         case "reconstructions":
-            return figures.reconstructions(CONTEXT, pixels, TEST.labels, blurred, blurred)
+            return figures.reconstructions(CONTEXT, pixels, TEST.labels, blurred, darker)
         case "worst":
             return figures.worst(CONTEXT, pixels, TEST.labels, blurred)
         case "latent":
@@ -62,7 +62,11 @@ def test_reconstructions_show_one_image_of_each_digit() -> None:
     axes = draw("reconstructions").axes
     assert [ax.get_xlabel() for ax in axes[:10]] == [f"digit {digit}" for digit in range(10)]
     first = TEST.pixels()[0]
-    assert axes[10].get_xlabel() == f"{((first * 0.5 - first) ** 2).mean():.3f}"
+    for row, name, share in ((1, "autoencoder", 0.5), (2, "PCA of the\nsame size", 0.25)):
+        ax = axes[10 * row]
+        assert ax.get_ylabel() == name
+        np.testing.assert_allclose(ax.get_images()[0].get_array(), share * first.reshape(28, 28), atol=1e-6)
+        assert ax.get_xlabel() == f"{((share * first - first) ** 2).mean():.3f}"
 
 
 def test_worst_shows_the_largest_errors_first() -> None:
@@ -140,6 +144,23 @@ def test_a_clouds_name_stands_where_it_is_densest() -> None:
     few, many = GENERATOR.normal([0, 0], 0.1, (30, 2)), GENERATOR.normal([5, 5], 0.1, (90, 2))
     places = figures.label_places(np.vstack([few, many]), np.full(120, 7))
     np.testing.assert_allclose(places[7], [5, 5], atol=0.5)
+
+
+def test_no_name_stands_at_a_lone_outlier() -> None:
+    """Not even where another digit's name has taken the cloud's middle."""
+    cloud = np.vstack([GENERATOR.normal(size=(300, 2)), [[60, 60]]])
+    places = figures.label_places(np.vstack([cloud, cloud]), np.repeat([3, 8], 301))
+    assert all(np.abs(place).max() < 3 for place in places.values())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_manifolds_title_fits(k: int) -> None:
+    """No line of the title is wider than the figure."""
+    figure = draw("manifold", k)
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    box = title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_names_of_clouds_do_not_overlap() -> None:

@@ -1,6 +1,8 @@
 """params.yaml: what is accepted, and what the error says of everything that is not."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from pipeline.errors import PipelineError
 from pipeline.params import Params, load_params
 from tests.helpers import PROJECT, run, small_params, write_params
+
+README_ROWS = re.findall(r"^\| `(\w+\.\w+)` \| [^|]* \| ([^|]*) \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
 
 
 def load_changed(folder: Path, text: str) -> str:
@@ -62,6 +66,39 @@ def test_a_wrong_value_is_named(tmp_path: Path, section: str, key: str, value: o
     message = load_changed(tmp_path, changed(section, key, value))
     assert f"\n  {expected}" in message
     assert message.count("\n") == 1
+
+
+def outermost(may_be: str) -> tuple[list[Any], list[Any]]:
+    """What the README's words allow at the ends of a range, or all choices; and what lies just outside."""
+    tiny, text = 1e-12, may_be.replace("2³²−1", str(2**32 - 1))
+    if match := re.match(r"(\d+) … (\d+)", text):
+        low, high = map(int, match.groups())
+        return [low, high], [low - 1, high + 1]
+    if match := re.match(r"from (\d+)", text):
+        return [int(match[1])], [int(match[1]) - 1]
+    if match := re.match(r"(\d) ≤ \S+ < (\d)", text):
+        return [int(match[1]), int(match[2]) - tiny], [-tiny, int(match[2])]
+    if match := re.match(r"above (\d+)", text):
+        return [int(match[1]) + tiny], [int(match[1])]
+    if match := re.match(r"between (\d) and (\d)", text):
+        return [int(match[1]) + tiny, int(match[2]) - tiny], [int(match[1]), int(match[2])]
+    return re.findall(r"`([^`]+)`", may_be), ["another"]
+
+
+@pytest.mark.parametrize(
+    ("name", "may_be"),
+    [(name, may_be) for name, may_be in README_ROWS if name.split(".")[1] not in ("hidden_sizes", "device", "threads")],
+)
+def test_ranges_are_those_of_the_readme(tmp_path: Path, name: str, may_be: str) -> None:
+    """The ends of each range in the README's table are allowed; what lies outside is not."""
+    section, key = name.split(".")
+    allowed, refused = outermost(may_be)
+    assert allowed
+    for value in allowed:
+        (tmp_path / "params.yaml").write_text(changed(section, key, value))
+        assert load_params(tmp_path / "params.yaml").flat()[name] == value
+    for value in refused:
+        assert f"\n  {name}: must be " in load_changed(tmp_path, changed(section, key, value))
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -5,20 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import sources
 from pipeline.errors import PipelineError
-from pipeline.pca import fit_pca, load_pca, save_pca
+from pipeline.pca import PcaModel, fit_pca, load_pca, save_pca
 from tests.helpers import random_split
 
 
-def test_mse_is_that_of_the_reconstructions() -> None:
-    """The closed form for every number of components equals reconstructing and measuring."""
-    train, test = random_split(200, seed=1).pixels(), random_split(40, seed=2).pixels()
+def test_reconstructions_are_clipped_projections() -> None:
+    """The projection on the first components, clipped to 0…1 like the autoencoder's output; and its MSE."""
+    train, test = sources.digits()[0].pixels()[:200], sources.digits()[1].pixels()[:40]
     pca = fit_pca(train)
-    mse = pca.mse(test)
-    assert mse.shape == (201,)
-    for n in (0, 1, 7, 100):
-        assert mse[n] == pytest.approx(((pca.reconstruct(test, n) - test) ** 2).mean(), rel=1e-4)
-    assert (np.diff(mse) <= 0).all()
+    for n in (1, 7, 100):
+        basis = np.linalg.svd(train - train.mean(axis=0))[2][:n]
+        projected = (test - train.mean(axis=0)) @ basis.T @ basis + train.mean(axis=0)
+        assert (projected < 0).any()
+        np.testing.assert_allclose(pca.reconstruct(test, n), projected.clip(0, 1), atol=1e-4)
+        assert pca.mse(test, n) == pytest.approx(((projected.clip(0, 1) - test) ** 2).mean(), rel=1e-4)
+    assert pca.mse(test, 784) == pca.mse(test, 200)
 
 
 def test_no_component_is_the_mean_image() -> None:
@@ -37,10 +40,21 @@ def test_components_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_damaged_file(tmp_path: Path) -> None:
-    """Both are errors that say which command makes the file."""
+    """Both are errors that say which command makes the file; another shape or type is damage too."""
     path = tmp_path / "pca.safetensors"
     with pytest.raises(PipelineError, match="is missing; `dvc repro baselines`"):
         load_pca(path)
     path.write_bytes(b"nothing")
     with pytest.raises(PipelineError, match="is damaged"):
         load_pca(path)
+    for mean, components in (
+        (np.zeros(64, np.float32), np.zeros((64, 64), np.float32)),
+        (np.zeros(784, np.float32), np.zeros((10, 64), np.float32)),
+        (np.zeros(784, np.float32), np.zeros(784, np.float32)),
+        (np.zeros((1, 784), np.float32), np.zeros((10, 784), np.float32)),
+        (np.zeros(784), np.zeros((10, 784))),
+        (np.zeros(784, np.uint8), np.zeros((10, 784), np.float32)),
+    ):
+        save_pca(PcaModel(mean, components), path)
+        with pytest.raises(PipelineError, match="is damaged; delete it, then `dvc repro baselines`"):
+            load_pca(path)

@@ -1,5 +1,6 @@
 """Splitting, and the summary."""
 
+import hashlib
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_main_writes_splits_and_summary(tmp_dir: Path) -> None:
     assert summary["train"]["pixel_mean"] == pytest.approx(train.pixels().mean(), abs=1e-5)
     assert summary["valid"]["pixel_std"] == pytest.approx(valid.pixels().std(), abs=1e-5)
     assert summary["test"]["n_per_digit"]["3"] == (test.labels == 3).sum()
+    for name, path in (("train", prepare.TRAIN_PATH), ("valid", prepare.VALID_PATH), ("test", prepare.TEST_PATH)):
+        assert summary[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sum(summary["train"]["n_per_digit"].values()) == summary["train"]["n_images"] == 1200
 
 

@@ -60,6 +60,16 @@ def test_equal_seeds_give_equal_bits() -> None:
     assert first.history != other.history
 
 
+def test_the_seed_decides_the_shuffle() -> None:
+    """From the same initial weights, without dropout, another seed trains on the images in another order."""
+    histories = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        model = AutoEncoder(Architecture.from_params(small_params().model))
+        histories.append(fit(model, TRAIN, VALID, small_params(train__seed=seed).train).history)
+    assert histories[0] == histories[1] != histories[2]
+
+
 def test_an_epoch_depends_on_its_number_not_on_what_ran_before() -> None:
     """Shuffle and dropout are seeded from (seed, epoch): drawing random numbers between changes nothing."""
     params = small_params(model__regularizer="dropout")
