@@ -363,6 +363,43 @@ def test_a_row_that_goes_on_waits_for_its_first_part_as_long_as_it_takes(
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
 
 
+@pytest.mark.parametrize("moment", ["search_runs", "get_run"])
+def test_a_run_that_another_clone_delivers_ends_as_its_journal_says(
+    results: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Its process is gone, and its end arrives after a run of this clone has seen it RUNNING: it stays FINISHED."""
+    other = tmp_path / "other"
+    shutil.copytree(results, other)
+    monkeypatch.chdir(other)
+    with tracking.training_run(PARAMS, "cpu") as run:
+        run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+    (journal,) = journals(other)
+    events = (journal.folder / "events.jsonl").read_text().replace(processes.identity()["process.boot"], "another")
+    start, *_ = events.splitlines()
+    (journal.folder / "events.jsonl").write_text(f"{start}\n")
+    delivery.deliver(journal)
+    (journal.folder / "events.jsonl").write_text(events)
+    (there,) = stored(store)
+    assert there.info.status == "RUNNING"
+
+    look = getattr(MlflowClient, moment)
+
+    def look_before_it_ends(client: MlflowClient, asked: Any, *condition: str, **more: Any) -> Any:
+        found = look(client, asked, *condition, **more)
+        sees_it = asked == there.info.run_id or condition == ("attributes.status = 'RUNNING'",)
+        if sees_it and journal.exists():
+            delivery.deliver(journal)
+        return found
+
+    monkeypatch.chdir(results)
+    with tracking.training_run(PARAMS, "cpu"):
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, moment, look_before_it_ends)
+            delivery.deliver(journals(results)[0])
+        delivery.deliver_all(other)
+        assert MlflowClient(store).get_run(there.info.run_id).info.status == "FINISHED"
+
+
 def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> None:
     """The next run sets a RUNNING row of this host whose process is gone to KILLED, at its last metric; no other."""
     client = MlflowClient(store)
@@ -373,7 +410,8 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     gone = {**me, "process.boot": "another"}
     tags = {"lost": gone, "elsewhere": gone | {"process.host": "elsewhere"}, "alive": me, "unknown": {}}
     ids = {name: client.create_run(experiment, 1, tags=values).info.run_id for name, values in tags.items()}
-    client.log_metric(ids["lost"], "train/mse", 0.1, timestamp=77)
+    client.log_metric(ids["lost"], "valid/accuracy", 0.5, timestamp=76)
+    client.log_metric(ids["lost"], "train/log_loss", 0.1, timestamp=77)
     # Its journal is here and not delivered: only that knows how it ended.
     with Journal.create(results) as journal:
         journal.append(journals(results)[0].start() | {"owner": gone, "run": journal.id})
