@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from mlflow.entities import Run
 
 from pipeline import delivery, processes, tracking
 from pipeline.journal import Journal, journals
+from pipeline.store import DEFAULT_EXPERIMENT
 from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until, working_in
 
 PARAMS = small_params()
@@ -206,6 +211,39 @@ def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, sto
     assert row.info.status == "FINISHED"
     assert row.outputs is None or row.outputs.model_outputs == []
     assert row.data.tags["model.problem"]
+
+
+def test_files_have_longer_to_upload_than_an_answer_may_take(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file and the first part of the model each take longer than MLFLOW_HTTP_REQUEST_TIMEOUT."""
+    slow = [r"/params\.yaml$", r"/MLmodel$"]
+    uploaded = []
+
+    class Storage(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if any(re.search(pattern, self.path) for pattern in slow):
+                time.sleep(1.5)
+            uploaded.append(self.path.rpartition("/")[2])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Storage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    location = f"http://127.0.0.1:{server.server_address[1]}/api/2.0/mlflow-artifacts/artifacts"
+    MlflowClient(store).create_experiment(DEFAULT_EXPERIMENT, artifact_location=location)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    tracking.log_evaluation(PARAMS)
+    left = delivery.deliver_all(results)
+    server.shutdown()
+    server.server_close()
+    assert [journal.problem() for journal in left] == []
+    assert {"params.yaml", "MLmodel", "autoencoder.safetensors"} <= set(uploaded)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"  # other requests keep the user's limit
 
 
 def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store: str) -> None:
