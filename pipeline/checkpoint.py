@@ -6,7 +6,7 @@ found. Its first 32 bytes are the SHA-256 of the rest, which is a safetensors fi
 it by a rename, whole and on the disk.
 
     NAME.state      of a training that goes on or was stopped
-    NAME.finished   of one whose outs are written, until dvc.lock has them
+    NAME.finished   of one in the main repository whose outs are written, until dvc.lock has them
 """
 
 import hashlib
@@ -121,11 +121,14 @@ class Checkpoint:
                 new.unlink()
 
     def finish(self) -> None:
-        """The outs are written. Under DVC the state stays until dvc.lock has them: until then they can be lost."""
+        """The outs are written. Under DVC the state stays until dvc.lock has them: until then they can be lost.
+
+        In one of DVC's temporary folders it goes at once: the main repository's dvc.lock never gets those outs.
+        """
         if not self._is_ours:
             return
         with suppress(OSError):
-            if os.environ.get("DVC_STAGE"):
+            if os.environ.get("DVC_STAGE") and self._state.parent.parent.samefile(Path()):
                 self._state.replace(self._finished)
             else:
                 self._state.unlink(missing_ok=True)

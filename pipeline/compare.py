@@ -28,9 +28,8 @@ from pipeline.data import load_split
 from pipeline.dvcfiles import md5s
 from pipeline.errors import PipelineError, run_command
 from pipeline.figures import DATASET_TITLES, save_figure
-from pipeline.grid import short
 from pipeline.outs import write_out
-from pipeline.params import load_params
+from pipeline.params import load_params, short
 from pipeline.store import open_store, search_all
 from pipeline.sweep import sweeps_of
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 JOURNAL_TAG = "journal"
+# The repository that the journal lies in.
+REPOSITORY_TAG = "journal.repository"
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation"
 POLL_SECONDS = 0.1
@@ -148,7 +150,7 @@ def deliver(journal: Journal) -> None:
         _insist_that_what_it_adds_to_is_delivered(journal, start)
         with journal.asking():
             client, experiment_id = open_store(start["experiment"])
-            run, created = _find_or_create(client, experiment_id, journal.run(), start)
+            run, created = _find_or_create(client, experiment_id, journal, start)
         run_id = run.info.run_id
         # A run that somebody deleted meanwhile is made anew, from the first event on.
         position = state["delivered"] if run_id == state["run_id"] else 0
@@ -176,18 +178,19 @@ def _insist_that_what_it_adds_to_is_delivered(journal: Journal, start: Event) ->
                 raise PipelineError(f"the training that it belongs to could not be delivered ({older.id})")
 
 
-def _find_or_create(client: "MlflowClient", experiment_id: str, name: str, start: Event) -> "tuple[Run, bool]":
-    """The run that began with the journal `name`, and whether it was made for a training.
+def _find_or_create(client: "MlflowClient", experiment_id: str, journal: Journal, start: Event) -> "tuple[Run, bool]":
+    """The run that a journal is of, and whether it was made for a training.
 
     An evaluation's is that of its training; only where the store has none it is made anew.
     """
+    name = journal.run()
     made_before = _newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{name}'")
     if made_before is not None:
         return made_before, True
     trained = find_training(client, experiment_id, start["fingerprint"]) if "fingerprint" in start else None
     if trained is not None:
         return trained, False
-    tags = start["tags"] | {JOURNAL_TAG: name}
+    tags = start["tags"] | {JOURNAL_TAG: name, REPOSITORY_TAG: str(journal.folder.parents[1])}
     return client.create_run(experiment_id, start["time"], tags, start["name"]), True
 
 
@@ -252,7 +255,7 @@ def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
         client.log_batch(run_id, params=params, tags=tags)
         client.update_run(run_id, "RUNNING")
         journal.set_state(last_step=_last_step(client, run_id, journal))
-    close_runs_of_dead_processes(client, client.get_run(run_id), journal.folder.parent)
+    close_runs_of_dead_processes(client, client.get_run(run_id), journal.folder.parents[1])
 
 
 def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
@@ -263,20 +266,23 @@ def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
     return max((point.step for point in points), default=0)
 
 
-def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", journal_folder: Path) -> None:
-    """KILLED, at the time of the last metric, for every other RUNNING run of this host whose process is gone.
+def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Path) -> None:
+    """Set every other RUNNING run of this host to KILLED, at its last metric, if its process and its journal are gone.
 
-    These are runs whose journal is lost or lies in another clone; one that lies in `journal_folder`
-    will tell by itself how its run ended.
+    A journal that exists, in the repository `root` or in the run's own, will tell by itself how the run ended.
     """
-    waiting = runs_waited_for(journal_folder.parent)
     for run in client.search_runs([newest.info.experiment_id], "attributes.status = 'RUNNING'"):
-        has_journal = run.data.tags.get(JOURNAL_TAG) in waiting
-        if run.info.run_id != newest.info.run_id and not has_journal and processes.is_gone(run.data.tags):
-            epochs = client.get_metric_history(run.info.run_id, "train/mse")
-            last_heard = max((point.timestamp for point in epochs), default=run.info.start_time)
-            if client.get_run(run.info.run_id).info.status == "RUNNING":  # it may have ended meanwhile
-                client.set_terminated(run.info.run_id, "KILLED", last_heard)
+        run_id, tags = run.info.run_id, run.data.tags
+        if run_id == newest.info.run_id or not processes.is_gone(tags):
+            continue
+        repositories = {root, Path(tags.get(REPOSITORY_TAG, root))}
+        if any(tags.get(JOURNAL_TAG) in runs_waited_for(repository) for repository in repositories):
+            continue
+        # Only now: a journal goes after it has delivered the end, so nobody can write another end from here on.
+        if client.get_run(run_id).info.status == "RUNNING":
+            points = (point for name in run.data.metrics for point in client.get_metric_history(run_id, name))
+            last_heard = max((point.timestamp for point in points), default=run.info.start_time)
+            client.set_terminated(run_id, "KILLED", last_heard)
 
 
 def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:

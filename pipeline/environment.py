@@ -9,8 +9,9 @@ from pathlib import Path
 from pipeline.outs import write_out
 
 RECORD_PATH = Path("reports/environment.json")
-# With these a user makes the libraries compute otherwise.
-VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+# With these a user makes the libraries compute otherwise. `DNNL_…` is oneDNN's older name for `ONEDNN_…`.
+VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+CUDA_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
 
 
@@ -19,6 +20,7 @@ def fingerprint(device: str) -> dict[str, str]:
     import torch
 
     kind = torch.device(device).type
+    variables = VARIABLES + (CUDA_VARIABLES if kind == "cuda" else ())
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -27,7 +29,7 @@ def fingerprint(device: str) -> dict[str, str]:
         "hardware": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
+        **{name: os.environ[name] for name in variables if name in os.environ},
     }
 
 

@@ -13,12 +13,10 @@ from pydantic import ValidationError
 
 from pipeline import dvcfiles, tracking
 from pipeline.errors import PipelineError
-from pipeline.params import Params, load_params, parse_values
+from pipeline.params import Params, load_params, parse_values, short
 
 DEFAULT_GRID = ["model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2"]
 LOGS = Path(".dvc/tmp/sweep")
-# Rows have these in their name anyway.
-NAMED = {"model.bottleneck_size", "train.seed"}
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         PipelineError: a point has values that are not allowed.
     """
     code = tracking.code_of_stages()
-    varied = [name for name in grid if name not in NAMED and len(grid[name]) > 1]
+    varied = [name for name in grid if len(grid[name]) > 1]
     points: dict[str, Point] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):
         changes = dict(zip(grid, reversed(reversed_values), strict=True))
         params = load_params(changes=changes)
-        name = " ".join([tracking.run_name(params), *(f"{short(name)}={changes[name]}" for name in varied)])
+        name = tracking.run_name(params, varied)
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
         point = Point(changes, params, name, readable, digest_of(params, code))
         points.setdefault(point.experiment, point)
@@ -123,8 +121,3 @@ def digest_in_lock(lock: dict[str, Any]) -> str | None:
         return digest_of(Params.model_validate(params), code)
     except ValidationError:
         return None
-
-
-def short(name: str) -> str:
-    """`lr` of `train.lr`."""
-    return name.partition(".")[2] or name

@@ -91,6 +91,11 @@ class Params(Section):
         }
 
 
+def short(name: str) -> str:
+    """`lr` of `train.lr`."""
+    return name.partition(".")[2] or name
+
+
 class _Loader(yaml.CSafeLoader):
     """Takes 1e-05 for a number, as YAML 1.2 does and DVC writes it; for PyYAML, which reads YAML 1.1, it is text."""
 

@@ -1,9 +1,13 @@
 """Where a run comes from: the git commit and what differs from it, the DVC experiment, the environment."""
 
+import getpass
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import dvcfiles, environment
 from pipeline.errors import PipelineError
@@ -20,13 +24,15 @@ PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
 
 
 def tags() -> dict[str, str]:
-    """MLflow tags that say which code and which experiment made a run; without git, fewer of them."""
+    """MLflow tags that say which user, code and experiment made a run; without git, fewer of them."""
     found = {
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
         POINT_TAG: os.environ.get(POINT_VARIABLE),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
     }
+    with suppress(KeyError, OSError):  # in a container this user may have no name
+        found["mlflow.user"] = getpass.getuser()
     changed = changed_code()
     if changed is not None:
         found["mlflow.source.git.dirty"] = str(bool(changed)).lower()
@@ -87,6 +93,15 @@ def file_at(commit: str, path: str) -> str | None:
     """The text of a file in a commit; None where it is not in it."""
     text = _git("show", f"{commit}:{path}")
     return None if text is None else f"{text}\n"
+
+
+def committed_params() -> dict[str, Any]:
+    """{dotted name: value} of params.yaml in the present commit; empty where there is none that can be read."""
+    try:
+        sections = load_yaml(file_at("HEAD", "./params.yaml") or "") or {}
+        return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    except (yaml.YAMLError, ValueError, AttributeError):
+        return {}
 
 
 def lock_at(commit: str) -> dict[str, Any]:

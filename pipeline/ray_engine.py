@@ -40,7 +40,7 @@ SHARED_STAGES = ("prepare", "baselines")
 # After so many workers lost a point counts as failed.
 TRIES = 3
 # A stage's settings, which Ray's tasks get from the driver, not from their node.
-SETTINGS = ("MLFLOW_", "PIPELINE_", "GOMP_", "MKL_", "ONEDNN_", "OPENBLAS_")
+SETTINGS = ("MLFLOW_", "PIPELINE_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "OPENBLAS_", "CUBLAS_", "NVIDIA_TF32_")
 
 
 def check(points: list[Point], address: str | None) -> None:

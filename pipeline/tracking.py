@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import pandas as pd
 
 from pipeline import dvcfiles, environment, processes, provenance, store
 from pipeline.journal import Event, Journal, journals, now_ms, one_line
+from pipeline.params import short
 from pipeline.repository import main_root
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ METRIC_NAMES = {"train_mse": "train/mse", "valid_mse": "valid/mse"}
 ANSWER_SECONDS = 1.0
 PATIENCE_SECONDS = 3.0
 LONGEST_WAIT_SECONDS = 60.0
+LONGEST_NAME = 100
+# Every run's name has these.
+PARAMS_IN_RUN_NAME = ("data.dataset", "model.bottleneck_size", "train.seed")
 
 
 @dataclass(frozen=True)
@@ -308,10 +312,18 @@ def code_tag() -> str:
     return _hash(code_of_stages())[:16]
 
 
-def run_name(params: "Params") -> str:
-    """A row's name, after what is usually compared; MLFLOW_RUN_NAME says another one."""
-    prefix = "" if params.data.dataset == "mnist" else f"{params.data.dataset} "
-    return f"{prefix}k={params.model.bottleneck_size} seed={params.train.seed}"
+def run_name(params: "Params", varied: Collection[str] = ()) -> str:
+    """A run's name: bottleneck size and seed, then the parameters `varied`, then those that differ from the commit.
+
+    It has at most LONGEST_NAME characters. MLFLOW_RUN_NAME in the environment replaces it.
+    """
+    values, committed = params.flat(), provenance.committed_params()
+    differing = [name for name, value in values.items() if committed.get(name, value) != value]
+    dataset = [] if params.data.dataset == "mnist" else [params.data.dataset]
+    usual = [f"k={params.model.bottleneck_size}", f"seed={params.train.seed}"]
+    others = [name for name in dict.fromkeys([*varied, *differing]) if name not in PARAMS_IN_RUN_NAME]
+    text = " ".join([*dataset, *usual, *(f"{short(name)}={values[name]}" for name in others)])
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
 
 def _start(params: "Params", tags: dict[str, str]) -> Event:

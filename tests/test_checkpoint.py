@@ -192,6 +192,24 @@ def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(
     assert not list(folder.glob("*.finished"))
 
 
+def test_a_training_that_finished_in_a_temporary_folder_leaves_nothing(
+    folder: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC records it in that folder's dvc.lock: the repository's own lock, which is older, does not show it."""
+    monkeypatch.setenv("DVC_STAGE", "train")
+    Path("dvc.lock").write_text("of an earlier run")
+    os.utime("dvc.lock", (0, 0))
+    temporary = folder.parent / ".dvc/tmp/exps/standalone/tmp1"
+    temporary.mkdir(parents=True)
+    monkeypatch.chdir(temporary)
+    kept = Checkpoint(folder, "name", PARAMS)
+    with kept.held():
+        kept.save(state, "row", is_last=True)
+        kept.finish()
+    monkeypatch.chdir(folder.parent)
+    assert loaded(folder) is None
+
+
 def test_other_finished_trainings_go_when_they_are_old(
     folder: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from mlflow.entities import Run
 
 from pipeline import delivery, processes, tracking
 from pipeline.journal import Journal, journals
+from pipeline.store import DEFAULT_EXPERIMENT
 from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until, working_in
 
 PARAMS = small_params()
@@ -208,6 +213,39 @@ def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, sto
     assert row.data.tags["model.problem"]
 
 
+def test_files_have_longer_to_upload_than_an_answer_may_take(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file and the first part of the model each take longer than MLFLOW_HTTP_REQUEST_TIMEOUT."""
+    slow = [r"/params\.yaml$", r"/MLmodel$"]
+    uploaded = []
+
+    class Storage(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if any(re.search(pattern, self.path) for pattern in slow):
+                time.sleep(1.5)
+            uploaded.append(self.path.rpartition("/")[2])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Storage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    location = f"http://127.0.0.1:{server.server_address[1]}/api/2.0/mlflow-artifacts/artifacts"
+    MlflowClient(store).create_experiment(DEFAULT_EXPERIMENT, artifact_location=location)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    tracking.log_evaluation(PARAMS)
+    left = delivery.deliver_all(results)
+    server.shutdown()
+    server.server_close()
+    assert [journal.problem() for journal in left] == []
+    assert {"params.yaml", "MLmodel", "autoencoder.safetensors"} <= set(uploaded)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"  # other requests keep the user's limit
+
+
 def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store: str) -> None:
     """Its problem is noted in it, in one line."""
     train_and_evaluate()
@@ -363,6 +401,43 @@ def test_a_row_that_goes_on_waits_for_its_first_part_as_long_as_it_takes(
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
 
 
+@pytest.mark.parametrize("moment", ["search_runs", "get_run"])
+def test_a_run_that_another_clone_delivers_ends_as_its_journal_says(
+    results: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Its process is gone, and its end arrives after a run of this clone has seen it RUNNING: it stays FINISHED."""
+    other = tmp_path / "other"
+    shutil.copytree(results, other)
+    monkeypatch.chdir(other)
+    with tracking.training_run(PARAMS, "cpu") as run:
+        run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+    (journal,) = journals(other)
+    events = (journal.folder / "events.jsonl").read_text().replace(processes.identity()["process.boot"], "another")
+    start, *_ = events.splitlines()
+    (journal.folder / "events.jsonl").write_text(f"{start}\n")
+    delivery.deliver(journal)
+    (journal.folder / "events.jsonl").write_text(events)
+    (there,) = stored(store)
+    assert there.info.status == "RUNNING"
+
+    look = getattr(MlflowClient, moment)
+
+    def look_before_it_ends(client: MlflowClient, asked: Any, *condition: str, **more: Any) -> Any:
+        found = look(client, asked, *condition, **more)
+        sees_it = asked == there.info.run_id or condition == ("attributes.status = 'RUNNING'",)
+        if sees_it and journal.exists():
+            delivery.deliver(journal)
+        return found
+
+    monkeypatch.chdir(results)
+    with tracking.training_run(PARAMS, "cpu"):
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, moment, look_before_it_ends)
+            delivery.deliver(journals(results)[0])
+        delivery.deliver_all(other)
+        assert MlflowClient(store).get_run(there.info.run_id).info.status == "FINISHED"
+
+
 def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> None:
     """The next run sets a RUNNING row of this host whose process is gone to KILLED, at its last metric; no other."""
     client = MlflowClient(store)
@@ -373,7 +448,8 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     gone = {**me, "process.boot": "another"}
     tags = {"lost": gone, "elsewhere": gone | {"process.host": "elsewhere"}, "alive": me, "unknown": {}}
     ids = {name: client.create_run(experiment, 1, tags=values).info.run_id for name, values in tags.items()}
-    client.log_metric(ids["lost"], "train/mse", 0.1, timestamp=77)
+    client.log_metric(ids["lost"], "valid/accuracy", 0.5, timestamp=76)
+    client.log_metric(ids["lost"], "train/log_loss", 0.1, timestamp=77)
     # Its journal is here and not delivered: only that knows how it ended.
     with Journal.create(results) as journal:
         journal.append(journals(results)[0].start() | {"owner": gone, "run": journal.id})

@@ -23,6 +23,36 @@ def test_the_fingerprint_names_hardware_versions_and_threads() -> None:
     assert all(found.values())
 
 
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("cpu", "MKL_CBWR"),
+        ("cpu", "MKL_ENABLE_INSTRUCTIONS"),
+        ("cpu", "ONEDNN_MAX_CPU_ISA"),
+        ("cpu", "DNNL_MAX_CPU_ISA"),
+        ("cpu", "OPENBLAS_CORETYPE"),
+        ("cuda", "MKL_CBWR"),
+        ("cuda", "CUBLAS_WORKSPACE_CONFIG"),
+        ("cuda", "NVIDIA_TF32_OVERRIDE"),
+    ],
+)
+def test_a_variable_that_changes_the_kernels_is_recorded(
+    device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two environments that differ in it have different fingerprints."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.delenv(name, raising=False)
+    assert name not in environment.fingerprint(device)
+    monkeypatch.setenv(name, "chosen")
+    assert environment.fingerprint(device)[name] == "chosen"
+
+
+def test_the_cpus_results_do_not_depend_on_settings_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sets CUBLAS_WORKSPACE_CONFIG on every machine: a CPU's record leaves it out."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    assert "CUBLAS_WORKSPACE_CONFIG" not in environment.fingerprint("cpu")
+
+
 def test_it_tells_neither_time_nor_host_nor_path(tmp_dir: Path) -> None:
     """The file is in git: nothing in it is of one machine alone."""
     environment.record(OUTS, "cpu")

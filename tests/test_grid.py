@@ -23,12 +23,13 @@ def test_the_default_grid_is_six_sizes_times_three_seeds(workspace: Path) -> Non
 
 
 def test_any_parameter_makes_a_grid(workspace: Path) -> None:
-    """Several in one argument, one value or many, numbers, null and lists; what varies is in the name."""
+    """Several in one argument, one value or many, numbers, null and lists; what varies comes first in the name."""
     grid = grids.parse_grid(
         ["train.lr=1e-3,0.01 train.n_epochs=1", "model.n_layers=null", "model.hidden_sizes=[64,32]"]
     )
     points = grids.make_points(grid)
-    assert [point.name for point in points] == ["digits k=2 seed=0 lr=0.001", "digits k=2 seed=0 lr=0.01"]
+    others = "n_layers=None hidden_sizes=[64, 32] n_epochs=1"
+    assert [point.name for point in points] == [f"digits k=2 seed=0 lr={lr} {others}" for lr in (0.001, 0.01)]
     assert points[1].params == load_params(
         changes={"train.lr": 0.01, "train.n_epochs": 1, "model.n_layers": None, "model.hidden_sizes": [64, 32]}
     )

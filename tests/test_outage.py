@@ -5,15 +5,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import pytest
 from mlflow import MlflowClient
 
 from pipeline import dvcfiles
-from pipeline.journal import journals
+from pipeline.journal import FOLDER, journals
 from tests.helpers import (
     PROJECT,
     artifacts,
@@ -152,14 +153,14 @@ def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: Tr
     assert len(MlflowClient(server.address).get_metric_history(older.info.run_id, "valid/mse")) == 40
 
 
-@pytest.mark.parametrize("trouble", [absent_server, silent_server, stuck_server, failing_server])
 def test_an_outage_costs_less_than_five_seconds_and_no_byte(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    trouble: Callable[[], AbstractContextManager[str]],
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train and evaluate beside a server that is absent, hangs or fails, against the same without tracking."""
+    """Train and evaluate next to a server that is absent, hangs or fails, compared with the same without tracking.
+
+    The cost of each trouble is the median of three rounds; a round runs everything once, so that a machine that is
+    busy for a while slows all of them.
+    """
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
     monkeypatch.chdir(here)
     outs = [here / path for stage in ("train", "evaluate") for path in dvcfiles.declared(stage)["outs"]]
@@ -176,21 +177,24 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
         errors = "".join(run_stage(stage).stderr for stage in ("train", "evaluate"))
         return time.monotonic() - started, errors, {path: path.read_bytes() for path in outs}
 
-    without, beside = [], []
-    with trouble() as address:
-        for _ in range(2):
-            seconds, _, expected = run_both("0")
-            without.append(seconds)
-            seconds, errors, found = run_both("1", address)
-            beside.append(seconds)
-            assert found == expected
-            assert [line.split(":")[0] for line in errors.splitlines() if "MLflow" in line] == ["warning", "warning"]
-            wait_until(lambda: not working_in(here, "pipeline.delivery"))
-    more = [one - other for one, other in zip(beside, without, strict=True)]
-    print(f"{trouble.__name__}: {[round(seconds, 1) for seconds in more]} s more than without tracking")
-    assert min(more) < 5  # what it always costs, without what else the machine does in one of the rounds
-    # Nothing was lost, and nothing went to the repository's own store, to which the journals do not belong.
-    assert len(journals(here)) == 4
+    costs: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        troubles = (absent_server, silent_server, stuck_server, failing_server)
+        addresses = {trouble.__name__: stack.enter_context(trouble()) for trouble in troubles}
+        for _ in range(3):
+            without, _, expected = run_both("0")
+            for trouble, address in addresses.items():
+                seconds, errors, found = run_both("1", address)
+                costs.setdefault(trouble, []).append(seconds - without)
+                assert found == expected
+                mentioned = [line.split(":")[0] for line in errors.splitlines() if "MLflow" in line]
+                assert mentioned == ["warning", "warning"]
+                wait_until(lambda: not working_in(here, "pipeline.delivery"))
+                assert len(journals(here)) == 2  # nothing was lost
+                shutil.rmtree(here / FOLDER)
+    print({trouble: [round(seconds, 1) for seconds in more] for trouble, more in costs.items()})
+    assert max(map(median, costs.values())) < 5
+    # Nothing went to the repository's own store, to which the journals do not belong.
     assert len(rows(here)) == len(rows(project))
 
 

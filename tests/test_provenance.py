@@ -76,6 +76,16 @@ def test_the_diff_shows_changed_and_new_code(repository: Path) -> None:
     assert len(provenance.diff_of_code()) < provenance.LARGEST_DIFF + 100
 
 
+def test_a_users_own_settings_of_git_do_not_change_the_diff(repository: Path) -> None:
+    """Neither a program that shows differences in its own way, nor colours."""
+    git(repository, "config", "diff.external", "echo shown by another program #")
+    git(repository, "config", "color.ui", "always")
+    (repository / "module.py").write_text("changed\n")
+    (repository / "new.py").write_text("x = 1\n")
+    lines = provenance.diff_of_code().splitlines()
+    assert {"-committed", "+changed", "+x = 1"} <= set(lines)
+
+
 def test_the_diff_holds_no_secret(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one that looks like one nor one of the environment."""
     monkeypatch.setenv("DEPLOY_TOKEN", "plain word")
@@ -111,6 +121,19 @@ def test_numbers_of_a_commits_lock_are_as_dvc_wrote_them(repository: Path) -> No
     git(repository, "commit", "-q", "-m", "small rate")
     lock = provenance.lock_at(git(repository, "rev-parse", "HEAD").strip())
     assert lock["stages"]["train"]["params"]["params.yaml"]["train"]["lr"] == 1e-05
+
+
+def test_the_user_is_the_login_name(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the account on a tracking server; a user without a name, as in some containers, has no tag."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "account")
+    monkeypatch.setenv("LOGNAME", "bob")
+    assert provenance.tags()["mlflow.user"] == "bob"
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert "mlflow.user" not in provenance.tags()
 
 
 def test_without_git_there_are_fewer_tags(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

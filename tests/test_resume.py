@@ -237,6 +237,23 @@ def test_a_training_that_goes_on_is_running_again(
     assert differing(results(here), undisturbed) == []
 
 
+def test_a_training_after_the_same_in_a_temporary_folder_trains(tmp_path: Path) -> None:
+    """`dvc exp run --temp`, then `dvc repro --force`: two whole trainings, each with its own finished run."""
+    here = copy_project(tmp_path / "twice")
+    write_params(small_params(), here)
+    git(here, "commit", "-q", "-a", "-m", "small")
+    run(here, "dvc", "repro", "prepare")
+    run(here, "dvc", "exp", "run", "--temp", "train")
+    wait_until(lambda: not journals(here))
+    (first,) = rows(here)
+    done = run(here, "dvc", "repro", "--force", "--single-item", "train")
+    assert "going on" not in done.stdout
+    wait_until(lambda: not journals(here))
+    second, same = rows(here)
+    assert second.info.status == "FINISHED"
+    assert (same.info.run_id, same.info.end_time) == (first.info.run_id, first.info.end_time)
+
+
 def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """Under DVC: it is told, thrown away, and the training from the start ends with the same bytes."""
     here = prepared(tmp_path / "damaged")

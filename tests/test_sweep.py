@@ -49,7 +49,7 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     process = start(workspace, "pipeline.sweep", *grid)
     assert process.stdout is not None
     first = next(line for line in process.stdout if line.startswith("digits k="))
-    assert first.startswith("digits k=2 seed=0: test MSE")
+    assert first.startswith("digits k=2 seed=0 n_epochs=300: test MSE")
     wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=180)
@@ -62,7 +62,7 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     again = run(workspace, "pipeline.sweep", *grid)
     assert f"2 points, {n_done} done, {2 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
-    assert sorted(finished) == [f"digits k=2 seed={seed}" for seed in (0, 1)]
+    assert sorted(finished) == [f"digits k=2 seed={seed} n_epochs=300" for seed in (0, 1)]
 
 
 @pytest.mark.slow

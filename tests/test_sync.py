@@ -31,7 +31,7 @@ def test_a_new_store_gets_the_workspaces_run_once(project: Path, tmp_path: Path,
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
     said = run(project, "pipeline.sync", MLFLOW_TRACKING_URI=uri).stdout
     (row,) = stored(uri)
-    assert f"MLflow holds the workspace's run: digits k=2 seed=0, {row.info.run_id}" in said
+    assert f"MLflow holds the workspace's run: {row.info.run_name}, {row.info.run_id}" in said
     assert (row.info.status, row.data.tags["replayed"]) == ("FINISHED", "true")
     (own,) = [row for row in rows(project) if row.data.tags.get("replayed") is None][-1:]
     theirs = {name: value for name, value in own.data.metrics.items() if not name.startswith("time/")}

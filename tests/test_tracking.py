@@ -29,7 +29,7 @@ def row(project: Path) -> Run:
 def test_one_row_holds_parameters_metrics_and_status(project: Path, row: Run) -> None:
     """All parameters, the metrics of training and test, FINISHED, and a name that tells rows apart."""
     assert row.info.status == "FINISHED"
-    assert row.info.run_name == "digits k=2 seed=0"
+    assert row.info.run_name == "digits k=2 seed=0 n_layers=2 n_epochs=2 batch_size=64 manifold_size=5"
     assert row.data.params == {key: str(value) for key, value in PARAMS.flat().items()}
     for name in ("train/mse", "valid/mse", "valid/best_mse", "test/mse", "test/psnr_db", "test/pca_mse"):
         assert name in row.data.metrics
@@ -196,9 +196,15 @@ def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: 
     tracking.log_evaluation(PARAMS)
     delivery.deliver_all(results)
     (row,) = stored(store)
-    assert row.data.metrics["test/mse"] == 0.03
-    figure = MlflowClient(store).download_artifacts(row.info.run_id, "reports/figures/latent.png")
+    client = MlflowClient(store)
+    assert [point.value for point in client.get_metric_history(row.info.run_id, "test/mse")] == [0.04, 0.03]
+    figure = client.download_artifacts(row.info.run_id, "reports/figures/latent.png")
     assert Path(figure).read_bytes() == b"redrawn"
+    # Figures that change and numbers that do not: no metric gets a second point.
+    Path("reports/figures/latent.png").write_bytes(b"redrawn again")
+    tracking.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    assert [point.value for point in client.get_metric_history(row.info.run_id, "test/mse")] == [0.04, 0.03]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +280,66 @@ def test_a_row_tells_its_environment(results: Path, store: str) -> None:
     assert trained.data.tags["env.device"] == "cpu"
     assert trained.data.tags["env.hardware"]
     assert not any(name.startswith("env.") for name in replayed.data.tags)
+
+
+def commit(folder: Path) -> None:
+    """All files of a folder as the next commit of its git repository."""
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "committed")
+
+
+def test_a_run_is_named_after_what_differs_from_the_commit(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After bottleneck size and seed: what a sweep varies, then every parameter that is not the commit's."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(results.parent))
+    changed = small_params(train__n_epochs=3, train__seed=1, model__hidden_sizes=[64, 32], model__n_layers=None)
+    assert tracking.run_name(changed) == "digits k=2 seed=1"  # without git nothing is known to differ
+    commit(results)
+    assert tracking.run_name(PARAMS) == "digits k=2 seed=0"
+    assert tracking.run_name(changed) == "digits k=2 seed=1 n_layers=None hidden_sizes=[64, 32] n_epochs=3"
+    varied = ["model.bottleneck_size", "train.lr", "train.n_epochs"]
+    name = tracking.run_name(small_params(train__n_epochs=3), varied)
+    assert name == "digits k=2 seed=0 lr=0.005 n_epochs=3"
+    tracking.log_evaluation(small_params(train__n_epochs=3))
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "mine")
+    tracking.log_evaluation(small_params(train__n_epochs=4))
+    delivery.deliver_all(results)
+    assert {run.info.run_name for run in stored(store)} == {"digits k=2 seed=0 n_epochs=3", "mine"}
+
+
+def test_a_runs_name_is_short(results: Path) -> None:
+    """However much differs."""
+    commit(results)
+    name = tracking.run_name(small_params(model__n_layers=None, model__hidden_sizes=list(range(100, 200))))
+    assert name.startswith("digits k=2 seed=0 n_layers=None hidden_sizes=[100, 101, ")
+    assert name.endswith("…")
+    assert len(name) == 100
+
+
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\n", "train\n", "- 1\n", "train: 3\n", "train: {seed: 0}\n"])
+def test_committed_parameters_that_cannot_be_compared_leave_the_usual_name(results: Path, content: str) -> None:
+    """A file that is empty, damaged or older than a parameter is no reason to fail."""
+    Path("params.yaml").write_text(content)
+    commit(results)
+    assert tracking.run_name(PARAMS) == "digits k=2 seed=0"
+
+
+def test_the_tag_code_is_that_of_the_code_of_the_stages(results: Path, store: str) -> None:
+    """An edit of a module that a stage reads changes it; one of another module does not."""
+    Path("pipeline").mkdir()
+    tags = []
+    for module in ("model.py", "sweep.py", "model.py"):
+        with Path("pipeline", module).open("a") as file:
+            file.write("# edited\n")
+        with tracking.training_run(PARAMS, "cpu"):
+            pass
+        delivery.deliver_all(results)
+        tags.append(stored(store)[0].data.tags["code"])
+    assert tags[0] == tags[1]
+    assert tags[0] != tags[2]
+    assert tags[2] == tracking.code_tag()
 
 
 def test_flatten_keeps_numbers_only() -> None:
