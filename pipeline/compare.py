@@ -313,8 +313,8 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
     trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
     notes = (
         f"Mean ± sample standard deviation over training seeds, on {names}, of the weights with the best validation "
-        "MSE. Choose by the validation MSE, of which the lowest is bold, and report the test MSE: all columns after "
-        "it are of the test set. Accuracies are those of classifiers fitted on the training images' codes, in "
+        "MSE. Choose by the validation MSE (in bold: the lowest of each curve), and report the test MSE. PSNR, ratio "
+        "and accuracies are of the test set. The classifiers were fitted on the training images' codes, those in "
         f"parentheses on PCA codes of the same size. Trained on {trained_on or 'unknown hardware'}."
     )
     references = [
