@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -33,6 +33,9 @@ from pipeline.outs import write_out
 from pipeline.params import load_params
 from pipeline.store import open_store, search_all
 from pipeline.sweep import SWEEP_TAG, sweeps_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 FOLDER = Path("reports/compare")
 RUNS_PATH = FOLDER / "runs.csv"
@@ -68,9 +71,9 @@ ENVIRONMENT = {f"env.{name}": name for name in ("device", "hardware", "threads",
 TAGS = {SWEEP_TAG: "sweep", "code": "code"} | ENVIRONMENT
 # What of the environment a parameter sets.
 SETS = {
-    "train.device": {"device", "hardware", "precision"},
-    "train.precision": {"precision"},
-    "train.threads": {"threads"},
+    "train.device": ["device", "hardware", "precision"],
+    "train.precision": ["precision"],
+    "train.threads": ["threads"],
 }
 MAIN = "main"
 MAX_CURVES = 5
@@ -137,15 +140,20 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
     if not found:
         where = "" if sweep is None else f" with the tag sweep = {sweep!r}"
         raise PipelineError(f"the store has no finished run{where}; `make sweep` makes some, --redraw uses {RUNS_PATH}")
-    runs = pd.DataFrame(
+    return pd.DataFrame(
         {"run": run.info.run_id, "name": run.info.run_name, "started": run.info.start_time}
         | {column: run.data.tags.get(tag) for tag, column in TAGS.items()}
+        | {"precision": used_precision(run)}
         | {name: number_or_text(value) for name, value in run.data.params.items()}
         | {column: run.data.metrics.get(name) for name, column in METRICS.items()}
         for run in found
     )
-    asked = runs["train.precision"].where(runs["train.precision"] != "auto")
-    return runs.assign(precision=runs["precision"].fillna(asked))  # of runs older than the tag
+
+
+def used_precision(run: "Run") -> str | None:
+    """By a run's tag; where an older version made it, by its parameter, and None where that is `auto`."""
+    asked = run.data.params.get("train.precision")
+    return run.data.tags.get("env.precision", None if asked == "auto" else asked)
 
 
 def load_runs(path: Path) -> pd.DataFrame:
@@ -198,14 +206,19 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     if n_old := int(runs["code"].isna().sum()):
         left_out.append(f"{n_old} run(s) without the tag `code`, which older versions did not write")
     known = runs.dropna(subset=["code", by]).sort_values("started")
-    set_by_axis = {name for name in SETS.get(by, ()) if (known.groupby(by)[name].nunique() <= 1).all()}
+    set_by_axis = SETS.get(by, [])
     same = ["code", *others, *(name for name in ENVIRONMENT.values() if name not in set_by_axis)]
     if not all(isinstance(value, int | float) for value in known[by]):
         known[by] = known[by].map(show)
-    newest = known.drop_duplicates([*same, by, SEED], keep="last")
+    newest = known.drop_duplicates([*same, *set_by_axis, by, SEED], keep="last")
     if n_superseded := len(known) - len(newest):
         left_out.append(f"{n_superseded} run(s) of points that a newer run has too")
-    groups = [group for _, group in newest.groupby(same, dropna=False, sort=False)]
+    groups = []
+    for _, group in newest.groupby(same, dropna=False, sort=False):
+        if (group.groupby(by)[set_by_axis].nunique() > 1).to_numpy().any():
+            left_out.append(f"{len(group)} run(s) of which some with one {by} differ in {' or '.join(set_by_axis)}")
+        else:
+            groups.append(group)
 
     def rank(group: pd.DataFrame) -> tuple[int, bool, float]:
         is_own = all(show(group[name].iloc[0]) == show(number_or_text(str(params.get(name)))) for name in others)
@@ -216,7 +229,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     if not usable:
         raise PipelineError(
             f"no two of {len(runs)} run(s) differ only in {by} (and the seed); `make sweep` makes some, "
-            "or choose another --by"
+            f"or choose another --by{''.join(f'; left out: {reason}' for reason in left_out)}"
         )
     curves = []
     for group in groups:

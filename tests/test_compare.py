@@ -1,5 +1,6 @@
 """`make compare`: made-up runs in a real store, and what is made of them."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -173,9 +174,12 @@ def test_what_the_axis_sets_does_not_split_the_curve(add_run: AddRun) -> None:
     for precision in ("float32", "bfloat16"):
         add_run(2, environment={"precision": precision}, train__precision=precision, sweep="precisions")
     assert [len(curve.runs) for curve in curves("train.precision", "precisions")[0]] == [2]
-    add_run(2, 1, environment={"threads": "4"}, train__threads="auto", sweep="auto")
-    add_run(2, 2, environment={"threads": "8"}, train__threads="auto", sweep="auto")
-    with pytest.raises(PipelineError, match=r"no two of 2 run\(s\) differ only in train\.threads"):
+    for seed, threads in ((1, "4"), (2, "8")):
+        add_run(2, seed, environment={"threads": threads}, train__lr=0.1, train__threads="auto", sweep="threads | auto")
+    assert [len(curve.runs) for curve in curves("train.threads", "threads")[0]] == [2]
+    mixed = "2 run(s) of which some with one train.threads differ in threads"
+    assert curves("train.threads", "threads")[1] == [mixed]
+    with pytest.raises(PipelineError, match=rf"no two of 2 run.* another --by; left out: {re.escape(mixed)}"):
         curves("train.threads", "auto")
 
 
