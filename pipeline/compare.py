@@ -157,7 +157,7 @@ def used_precision(run: "Run") -> str | None:
 
 
 def load_runs(path: Path) -> pd.DataFrame:
-    """What an earlier comparison wrote.
+    """Read the runs that an earlier comparison wrote.
 
     Raises:
         PipelineError: the file is missing, or an older version wrote it.
@@ -420,7 +420,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
 
 
 def draw_reconstructions(curve: Curve, by: str) -> None:
-    """The first test image of each digit beside what each value of `by` makes of it, with the lowest seed.
+    """Draw the first test image of each digit, and below it what each value of `by` makes of it, with the lowest seed.
 
     Weights come from the store.
 
