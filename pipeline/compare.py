@@ -1,22 +1,22 @@
-"""Compare runs by one parameter: mean ± std over seeds, beside PCA and the mean image, as a table and figures.
+"""Compare runs by one parameter: mean ± std over seeds, next to PCA and the mean image, as a table and figures.
 
     python -m pipeline.compare [--by model.bottleneck_size] [--sweep NAME] [--redraw]
 
 Reads MLflow's store and writes reports/compare/: runs.csv with a line for every run that is used, table.csv and
-table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes table and figure
-from runs.csv alone, without a store. Runs are on one curve if they differ in nothing but the parameter, the seed
-and `evaluate`: the same code of the stages, the same other parameters, `data` among them. What is left out is said.
+table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes the table and
+test_mse.png from runs.csv, without a store. A curve's runs differ only in the parameter, the seed and `evaluate`: they
+share the code of the stages, the other parameters, `data` among them, and what they ran on (processor, torch, threads,
+the precision that `auto` chose). Excluded runs are listed.
 """
 
 import argparse
-import math
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -31,7 +31,10 @@ from pipeline.figures import DATASET_TITLES, save_figure
 from pipeline.outs import write_out
 from pipeline.params import load_params, short
 from pipeline.store import open_store, search_all
-from pipeline.sweep import sweeps_of
+from pipeline.sweep import SWEEP_TAG, sweeps_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 FOLDER = Path("reports/compare")
 RUNS_PATH = FOLDER / "runs.csv"
@@ -42,14 +45,14 @@ RECONSTRUCTIONS_PATH = FOLDER / "reconstructions.png"
 TEST_PATH = "data/prepared/test.safetensors"
 
 SEED = "train.seed"
-# A row has more metrics than this; those of the digits, and of every epoch, are not compared.
+# A run has more metrics than this; those of the digits, and of every epoch, are not compared.
 METRICS = {
+    "valid/best_mse": "valid_mse",
     "test/mse": "test_mse",
     "test/psnr_db": "test_psnr_db",
     "test/pca_mse": "pca_mse",
     "test/mean_image_mse": "mean_image_mse",
     "test/ratio_to_pca": "ratio_to_pca",
-    "valid/best_mse": "valid_mse",
     "accuracy/logistic_regression/codes": "logistic_regression",
     "accuracy/logistic_regression/pca": "logistic_regression_pca",
     "accuracy/logistic_regression/pixels": "logistic_regression_pixels",
@@ -62,8 +65,16 @@ METRICS = {
 }
 # How the names of metrics end that do not depend on the seed.
 SEEDLESS = ("pca_mse", "mean_image_mse", "n_parameters", "regression_pca", "neighbours_pca", "_pixels")
-# What a timing depends on beside the parameters.
-TAGS = {"code": "code", "env.hardware": "hardware", "env.threads": "threads", "env.torch": "torch"}
+# What decides a result besides the parameters, by the tag that holds it.
+ENVIRONMENT = {f"env.{name}": name for name in ("device", "hardware", "threads", "precision", "torch")}
+TAGS = {SWEEP_TAG: "sweep", "code": "code"} | ENVIRONMENT
+# What of the environment a parameter sets.
+SETS = {
+    "train.device": ["device", "hardware", "precision"],
+    "train.precision": ["precision"],
+    "train.threads": ["threads"],
+}
+MAIN = "main"
 MAX_CURVES = 5
 COLORS = matplotlib.color_sequences["petroff10"]
 MARKERS = "osD^v"
@@ -71,9 +82,10 @@ MARKERS = "osD^v"
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs that compare; the label says in what they differ from the first curve's."""
+    """Runs that compare: a short label, in what they differ from the first curve's (empty for that one), the runs."""
 
     label: str
+    difference: str
     runs: pd.DataFrame
 
 
@@ -94,8 +106,11 @@ def main() -> None:
     if not arguments.redraw:
         used = pd.concat([curve.runs for curve in curves])
         write_out(RUNS_PATH, used.to_csv(index=False))
+        RECONSTRUCTIONS_PATH.unlink(missing_ok=True)  # of other runs, perhaps
     table = summarise(curves, arguments.by)
-    write_out(TABLE_PATH, table.to_csv(index=False, float_format="%.6g"))
+    # DVC's plots cannot draw a column with a dot in its name.
+    by_name = table.rename(columns={arguments.by: short(arguments.by)})
+    write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
     write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
     save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
     if not arguments.redraw:
@@ -105,13 +120,13 @@ def main() -> None:
         try:
             draw_reconstructions(curves[0], arguments.by)
         except (PipelineError, MlflowException, OSError) as error:
-            print(f"{RECONSTRUCTIONS_PATH} is left as it is: {error}")
+            print(f"no {RECONSTRUCTIONS_PATH}: {error}")
     print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
     print(MARKDOWN_PATH.read_text())
 
 
 def find_runs(sweep: str | None) -> pd.DataFrame:
-    """A line for every finished run of the store that has a test MSE: parameters, metrics, and what it ran on.
+    """Read every finished run of the store that has a test MSE: parameters, metrics, sweeps, code and environment.
 
     Raises:
         PipelineError: there is none.
@@ -127,24 +142,38 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
     return pd.DataFrame(
         {"run": run.info.run_id, "name": run.info.run_name, "started": run.info.start_time}
         | {column: run.data.tags.get(tag) for tag, column in TAGS.items()}
+        | {"precision": used_precision(run)}
         | {name: number_or_text(value) for name, value in run.data.params.items()}
         | {column: run.data.metrics.get(name) for name, column in METRICS.items()}
         for run in found
     )
 
 
+def used_precision(run: "Run") -> str | None:
+    """By a run's tag; where an older version made it, by its parameter, and None where that is `auto`."""
+    asked = run.data.params.get("train.precision")
+    return run.data.tags.get("env.precision", None if asked == "auto" else asked)
+
+
 def load_runs(path: Path) -> pd.DataFrame:
-    """What an earlier comparison wrote.
+    """Read the runs that an earlier comparison wrote.
 
     Raises:
-        PipelineError: the file is missing.
+        PipelineError: the file is missing, or an older version wrote it.
     """
     if not path.is_file():
         raise PipelineError(f"{path} is missing; without --redraw it is made from MLflow's store")
     runs = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     numbers = {"started", *METRICS.values()}
+    if lacking := sorted({"run", "name", *TAGS.values(), *numbers} - set(runs)):
+        raise PipelineError(
+            f"{path} has no column {', '.join(lacking)}; without --redraw it is made from MLflow's store"
+        )
     for column in runs:
-        runs[column] = runs[column].map(float if column in numbers else number_or_text, na_action="ignore")
+        if column in numbers:
+            runs[column] = runs[column].map(float, na_action="ignore")
+        elif "." in column:  # a parameter; a hash may look like a number and is not one
+            runs[column] = runs[column].map(number_or_text, na_action="ignore")
     return runs
 
 
@@ -157,13 +186,13 @@ def number_or_text(value: str) -> float | str:
 
 
 def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tuple[list[Curve], list[str]]:
-    """Runs that differ in nothing but `by`, the seed and `evaluate`.
+    """Group the runs that differ only in `by`, the seed and `evaluate`.
 
     First come those with the most values of `by`, of these the ones with the other values of `params`, then the
     newest. Of several runs of one point the newest counts.
 
     Returns:
-        The curves, of at least two values each, and a line for what is left out.
+        The first MAX_CURVES curves of at least two values each, and a line for each group of runs that is left out.
 
     Raises:
         PipelineError: `by` is no parameter of the runs, or no runs compare.
@@ -171,52 +200,70 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     names = [name for name in map(str, runs) if "." in name]
     if by not in names:
         raise PipelineError(f"--by {by}: the runs have no such parameter, but {', '.join(names)}")
-    same = ["code", *(name for name in names if name not in (by, SEED) and not name.startswith("evaluate."))]
+    others = [name for name in names if name not in (by, SEED) and not name.startswith("evaluate.")]
     left_out = []
     if n_old := int(runs["code"].isna().sum()):
-        left_out.append(f"{n_old} run(s) whose row does not tell the code, made before rows did")
+        left_out.append(f"{n_old} run(s) without the tag `code`, which older versions did not write")
     known = runs.dropna(subset=["code", by]).sort_values("started")
+    set_by_axis = SETS.get(by, [])
+    same = ["code", *others, *(name for name in ENVIRONMENT.values() if name not in set_by_axis)]
     if not all(isinstance(value, int | float) for value in known[by]):
         known[by] = known[by].map(show)
-    newest = known.drop_duplicates([*same, by, SEED], keep="last")
+    newest = known.drop_duplicates([*same, *set_by_axis, by, SEED], keep="last")
     if n_superseded := len(known) - len(newest):
         left_out.append(f"{n_superseded} run(s) of points that a newer run has too")
-    groups = [group for _, group in newest.groupby(same, dropna=False, sort=False)]
+    groups = []
+    for _, group in newest.groupby(same, dropna=False, sort=False):
+        if (group.groupby(by)[set_by_axis].nunique() > 1).to_numpy().any():
+            left_out.append(f"{len(group)} run(s) of which some with one {by} differ in {' or '.join(set_by_axis)}")
+        else:
+            groups.append(group)
 
     def rank(group: pd.DataFrame) -> tuple[int, bool, float]:
-        is_own = all(show(group[name].iloc[0]) == show(number_or_text(str(params.get(name)))) for name in same[1:])
+        is_own = all(show(group[name].iloc[0]) == show(number_or_text(str(params.get(name)))) for name in others)
         return group[by].nunique(), is_own, group["started"].max()
 
     groups.sort(key=rank, reverse=True)
     usable = [group for group in groups if group[by].nunique() > 1][:MAX_CURVES]
     if not usable:
         raise PipelineError(
-            f"no two runs differ in {by} (and the seed) alone, out of {len(runs)}: `make sweep`, or another --by"
+            f"no two of {len(runs)} run(s) differ only in {by} (and the seed); `make sweep` makes some, "
+            f"or choose another --by{''.join(f'; left out: {reason}' for reason in left_out)}"
         )
     curves = []
     for group in groups:
-        label = difference(group, usable[0], same)
+        differs = difference(group, usable[0], same)
         if any(group is other for other in usable):
-            curves.append(Curve(label, group.sort_values([by, SEED]).reset_index(drop=True)))
+            label = (own_sweep(group, newest) or differs) if differs else MAIN
+            curves.append(Curve(label, differs, group.sort_values([by, SEED]).reset_index(drop=True)))
         else:
-            left_out.append(f"{len(group)} run(s), {by} {', '.join(sorted(map(show, group[by].unique())))}: {label}")
+            values = ", ".join(sorted(map(show, group[by].unique())))
+            left_out.append(f"{len(group)} run(s), {by} {values}: {differs}")
     return curves, left_out
 
 
+def own_sweep(group: pd.DataFrame, runs: pd.DataFrame) -> str | None:
+    """The name of the one sweep that all runs of a group belong to and no other run does; None if there is none."""
+    sweeps = runs["sweep"].fillna("").map(lambda names: set(sweeps_of({SWEEP_TAG: names})))
+    is_ours = runs.index.isin(group.index)
+    names = set.intersection(*sweeps[is_ours]) - set().union(*sweeps[~is_ours]) - {"", MAIN}
+    return names.pop() if len(names) == 1 else None
+
+
 def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str:
-    """In which parameters, or code, a group of runs differs from the first one; `main` for that one."""
+    """In which parameters, code or environment a group of runs differs from the first one; empty for that one."""
     ours, theirs = group.iloc[0], first.iloc[0]
     changed = [
         name for name in same if ours[name] != theirs[name] and not (pd.isna(ours[name]) and pd.isna(theirs[name]))
     ]
     values = [f"code {ours[name][:6]}" if name == "code" else f"{short(name)}={show(ours[name])}" for name in changed]
-    return "; ".join(values) or "main"
+    return "; ".join(dict.fromkeys(values))  # train.threads=4 and 4 threads are one difference
 
 
 def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
-    """For each curve and value of `by` the number of seeds, and the metrics' means and sample standard deviations.
+    """Count the seeds of each curve and value of `by`; give the metrics' means and sample standard deviations.
 
-    The latter are missing for a single seed.
+    A standard deviation is missing for a single seed, a metric where no run has it.
     """
     lines = []
     for curve in curves:
@@ -227,45 +274,60 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
                 "n_seeds": runs[SEED].nunique(),
             }
             for metric in METRICS.values():
-                line[metric] = int(runs[metric].iloc[0]) if metric == "n_parameters" else runs[metric].mean()
+                line[metric] = runs[metric].mean()
                 if not metric.endswith(SEEDLESS):
                     line[f"{metric}_std"] = runs[metric].std()
             lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).astype({"n_parameters": "Int64"})
 
 
 def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
-    """The table for people, with what the timings were measured on."""
+    """Format the table for people, with what the runs were trained on."""
+    best = set(table.dropna(subset=["valid_mse"]).groupby("curve")["valid_mse"].idxmin())
     several = len(curves) > 1
-    headings = [by, "seeds", "test MSE", "PSNR, dB", "PCA's MSE", "ratio to PCA", "logistic regression (PCA)"]
+    headings = [
+        by,
+        "seeds",
+        "valid MSE",
+        "test MSE",
+        "PSNR, dB",
+        "PCA's MSE",
+        "ratio to PCA",
+        "logistic regression (PCA)",
+    ]
     headings += ["neighbours (PCA)", "effective rank", "parameters", "training"]
     lines = ["| " + " | ".join([*(["runs"] if several else []), *headings]) + " |"]
     lines.append("|" + "---|" * (len(headings) + several))
-    for row in table.to_dict("records"):
+    for line, row in enumerate(table.to_dict("records")):
+        valid_mse = mean_and_std(row, "valid_mse", ".5f")
         cells = [
             show(row[by]),
             str(row["n_seeds"]),
+            f"**{valid_mse}**" if line in best else valid_mse,
             mean_and_std(row, "test_mse", ".5f"),
             mean_and_std(row, "test_psnr_db", ".2f"),
-            f"{row['pca_mse']:.5f}",
+            format_number(row["pca_mse"], ".5f"),
             mean_and_std(row, "ratio_to_pca", ".3f"),
             *(
-                f"{mean_and_std(row, probe, '.1%')} ({row[f'{probe}_pca']:.1%})" if row[probe] > 0 else ""
+                f"{mean_and_std(row, probe, '.1%')} ({format_number(row[f'{probe}_pca'], '.1%')})"
+                if row[probe] > 0
+                else ""
                 for probe in ("logistic_regression", "nearest_neighbours")
             ),
             mean_and_std(row, "effective_rank", ".1f"),
-            f"{row['n_parameters']:,.0f}",
+            format_number(row["n_parameters"], ",d"),
             mean_and_std(row, "training_seconds", ".0f") + " s" if row["training_seconds"] > 0 else "",
         ]
         lines.append("| " + " | ".join([*([row["curve"]] if several else []), *cells]) + " |")
     runs = pd.concat([curve.runs for curve in curves])
     names = ", ".join(DATASET_TITLES.get(name, name) for name in runs["data.dataset"].unique())
     machines = runs[["hardware", "threads", "torch"]].drop_duplicates().dropna()
-    timed_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
+    trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
     notes = (
-        f"Mean ± sample standard deviation over training seeds, on the test set of {names}, of the weights with the "
-        "best validation MSE. Accuracies are those of classifiers fitted on the training images' codes, in "
-        f"parentheses on PCA codes of the same size. Trained on {timed_on}."
+        f"Mean ± sample standard deviation over training seeds, on {names}, of the weights with the best validation "
+        "MSE. Choose by the validation MSE (in bold: the lowest of each curve), and report the test MSE. PSNR, ratio "
+        "and accuracies are of the test set. The classifiers were fitted on the training images' codes, those in "
+        f"parentheses on PCA codes of the same size. Trained on {trained_on or 'unknown hardware'}."
     )
     references = [
         f"{what}: {values[0]:{form}}"
@@ -276,74 +338,88 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         )
         if len(values := table[metric].dropna().unique()) == 1
     ]
+    for curve in curves:
+        if curve.label not in (MAIN, curve.difference):
+            notes = f"`{curve.label}`: {curve.difference}.\n\n{notes}"
     if references:
         notes += f" For comparison, {'; '.join(references)}."
     return "\n".join([*lines, "", notes]) + "\n"
 
 
 def mean_and_std(row: dict[Any, Any], metric: str, form: str) -> str:
-    std = row[f"{metric}_std"]
-    if math.isnan(row[metric]):
-        return ""
-    return f"{row[metric]:{form}}" + ("" if math.isnan(std) else f" ± {std:{form}}")
+    std = format_number(row[f"{metric}_std"], form)
+    return format_number(row[metric], form) + (f" ± {std}" if std else "")
+
+
+def format_number(value: Any, form: str) -> str:
+    """The formatted number, or nothing where it is missing."""
+    return "" if pd.isna(value) else f"{value:{form}}"
 
 
 def show(value: Any) -> str:
     """8 for 8.0, as params.yaml has it."""
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "unknown"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
-    """Test MSE against `by`, both on logarithmic axes where the values allow it, with PCA and the mean image."""
-    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
-    ax = figure.subplots()
+    """Plot the validation MSE, to choose by, and next to it the test MSE, to report, against `by`.
+
+    The axes are logarithmic where the values allow it. PCA and the mean image are on the test panel.
+    """
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     values = table[by].drop_duplicates().tolist()
     is_number = all(isinstance(value, int | float) for value in values)
     places: Callable[[Any], Any] = (lambda value: value) if is_number else values.index
-    for number, (label, lines) in enumerate(table.groupby("curve", sort=False)):
-        differs = str(label).replace("; ", "\n")
-        ax.errorbar(
-            [places(value) for value in lines[by]],
-            lines["test_mse"],
-            lines["test_mse_std"].fillna(0),
-            label="autoencoder" if number == 0 else f"autoencoder,\n{differs}",
-            color=COLORS[number],
-            marker=MARKERS[number],
-            capsize=4,
-            linewidth=2,
-        )
+    for ax, metric in zip(panels, ("valid_mse", "test_mse"), strict=True):
+        for number, (label, lines) in enumerate(table.groupby("curve", sort=False)):
+            differs = str(label).replace("; ", "\n")
+            ax.errorbar(
+                [places(value) for value in lines[by]],
+                lines[metric],
+                lines[f"{metric}_std"].fillna(0),
+                label="autoencoder" if number == 0 else f"autoencoder, {differs}",
+                color=COLORS[number],
+                marker=MARKERS[number],
+                capsize=4,
+                linewidth=2,
+            )
+    valid, test = panels
     for metric, style in (("pca_mse", ".--"), ("mean_image_mse", ":")):
         if (table.groupby(by)[metric].nunique() > 1).any():
             continue  # the curves differ in it, and none of its values is that of all
         lines = table.drop_duplicates(by).sort_values(by)
         name = "PCA of the same size" if metric == "pca_mse" else "mean image"
-        ax.plot([places(value) for value in lines[by]], lines[metric], style, color="0.35", label=name)
-    ax.set_yscale("log")
-    for which in ("major", "minor"):
-        ax.tick_params(axis="y", which=which, labelsize=11)
-    ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    ax.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        test.plot([places(value) for value in lines[by]], lines[metric], style, color="0.35", label=name)
+    test.set_yscale("log")
+    test.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    test.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    test.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
     if is_number and min(values) > 0 and max(values) >= 4 * min(values):
-        ax.set_xscale("log", base=2)
-    ax.set_xticks([places(value) for value in values], [show(value) for value in values])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("bottleneck size k (latent dimensions)" if by == "model.bottleneck_size" else by, fontsize=12)
-    ax.set_ylabel("test MSE per pixel (pixels 0…1)", fontsize=12)
+        test.set_xscale("log", base=2)
+    test.set_xticks([places(value) for value in values], [show(value) for value in values])
+    test.xaxis.set_minor_locator(NullLocator())
+    valid.set_title("validation: choose by it", fontsize=12)
+    test.set_title("test: report it", fontsize=12)
+    valid.set_ylabel("MSE per pixel (pixels 0…1)", fontsize=12)
+    figure.supxlabel("bottleneck size k (latent dimensions)" if by == "model.bottleneck_size" else by, fontsize=12)
+    for ax in panels:
+        ax.tick_params(which="both", labelsize=11)
+        ax.grid(which="both", alpha=0.3)
+    test.legend(fontsize=10, loc="lower left")
     runs = pd.concat([curve.runs for curve in curves])
     names = ", ".join(DATASET_TITLES.get(name, name) for name in runs["data.dataset"].unique())
     least, most = int(table["n_seeds"].min()), int(table["n_seeds"].max())
     span = f"{least}" if least == most else f"{least} to {most}"
     seeds = "one training seed" if most == 1 else f"mean ± std of {span} training seeds"
-    ax.set_title(f"{names}, {seeds}", fontsize=13)
-    ax.tick_params(labelsize=11)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=10, loc="lower left")
+    figure.suptitle(f"{names}, {seeds}", fontsize=13)
     return figure
 
 
 def draw_reconstructions(curve: Curve, by: str) -> None:
-    """The first test image of each digit beside what each value of `by` makes of it, with the lowest seed.
+    """Draw the first test image of each digit, and below it what each value of `by` makes of it, with the lowest seed.
 
     Weights come from the store.
 

@@ -105,7 +105,13 @@ class TrainingRun:
         self._warned = True
 
     def start(self, params: "Params", device: str) -> None:
-        tags = provenance.tags() | {f"env.{name}": value for name, value in environment.fingerprint(device).items()}
+        import torch
+
+        from pipeline.training import resolve_precision
+
+        precision = str(resolve_precision(params.train.precision, torch.device(device))).removeprefix("torch.")
+        environment_tags = environment.fingerprint(device) | {"precision": precision}
+        tags = provenance.tags() | {f"env.{name}": value for name, value in environment_tags.items()}
         for earlier in journals(main_root()):
             with suppress(FileNotFoundError):  # delivered a moment ago
                 if earlier.run() == self.id:

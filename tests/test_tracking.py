@@ -278,6 +278,7 @@ def test_a_row_tells_its_environment(results: Path, store: str) -> None:
     assert trained.data.tags["env.torch"] == torch.__version__.partition("+")[0]
     assert trained.data.tags["env.threads"] == str(torch.get_num_threads())
     assert trained.data.tags["env.device"] == "cpu"
+    assert trained.data.tags["env.precision"] == "float32"
     assert trained.data.tags["env.hardware"]
     assert not any(name.startswith("env.") for name in replayed.data.tags)
 
