@@ -60,9 +60,10 @@ def md5s(paths: list[str]) -> dict[str, str]:
 
 
 def is_up_to_date(stage: str) -> bool:
-    """Whether dvc.lock's entry equals the workspace: command, dependencies, parameters and outs.
+    """Whether dvc.lock's entry equals what dvc.yaml declares and the workspace holds: command, dependencies,
+    parameters and outs.
 
-    DVC skips the stage then.
+    DVC skips the stage then. (It also skips it if dvc.lock lists parameters that dvc.yaml no longer declares.)
     """
     locked = _load("dvc.lock").get(stage)
     if locked is None or locked["cmd"] != commands()[stage]:
@@ -72,11 +73,20 @@ def is_up_to_date(stage: str) -> bool:
     wanted = paths["deps"] + paths["outs"]
     if set(recorded) != set(wanted) or md5s(wanted) != recorded:
         return False
-    return all(
-        value_at(_read(Path(file)), name) == value
-        for file, names in locked.get("params", {}).items()
-        for name, value in names.items()
-    )
+    params = {}
+    for file, names in _declared_params(stage).items():
+        values = _read(Path(file))
+        params[file] = {name: value_at(values, name) for name in names or values}
+    return bool(params == locked.get("params", {}))
+
+
+def _declared_params(stage: str) -> dict[str, list[str]]:
+    """{file: names} of the parameters that dvc.yaml declares for a stage; a file without names is declared whole."""
+    params: dict[str, list[str]] = {}
+    for item in _load("dvc.yaml")[stage].get("params", []):
+        for file, names in item.items() if isinstance(item, dict) else [("params.yaml", [item])]:
+            params.setdefault(file, []).extend(names or [])
+    return params
 
 
 def value_at(params: dict[str, Any], name: str) -> Any:

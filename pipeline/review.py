@@ -7,9 +7,9 @@ is a branch, the commit at which HEAD left it counts. HEAD is the working tree's
 given. Prints Markdown, or JSON. It needs dvc, not torch (requirements-review.txt), and neither DVC's
 cache nor the history between the two. It changes no file, branch or index; it may fetch the base.
 
-Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows, gone, or of another data set;
-2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's files, so that its
-results are not those of its code; 70 a bug of this command.
+Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows, gone, or of other data;
+2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's dvc.yaml and files, so
+that its results are not those of its code; 70 a bug of this command.
 """
 
 import argparse
@@ -23,27 +23,33 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.dependency import Dependency, ParamsDependency
 from dvc.exceptions import DvcException
+from dvc.output import Output
 from dvc.repo import Repo
+from dvc.stage import PipelineStage, Stage
 
-from pipeline import dvcfiles
 from pipeline.clones import commit_workspace
 from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.git import git, git_bytes
 from pipeline.params import load_yaml
-from pipeline.tolerances import TOLERANCES_PATH, Tolerance, is_number, parse_tolerances, tolerance_of
+from pipeline.tolerances import TOLERANCES_PATH, Tolerance, is_number, parse_tolerances, pattern_of, tolerance_of
 
 HERE = Path()
 WORSE, LOCK_OUT_OF_DATE = 1, 3
-# What a reviewer should see first stands first.
-VERDICTS = ("worse", "gone", "not comparable", "better", "within tolerance", "new", "not judged")
-FAILING = VERDICTS[:3]
+FAILING = ("worse", "gone", "not comparable")
+# A group of metrics that is folded in the report.
+DIGITS = "test.digit_mse."
+METRICS_IN_VERDICT = 3
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,25 @@ class Change:
 
 @dataclass(frozen=True)
 class MetricChange(Change):
-    """A metric's change and its verdict, one of VERDICTS."""
+    """A metric's change, its verdict and the change to the worse that is allowed, as `3 %`; None where none is judged.
+
+    The verdict is one of FAILING, or `better`, `within tolerance`, `new` or `not judged`.
+    """
 
     verdict: str
+    allowed: str | None
 
 
 @dataclass(frozen=True)
 class Review:
-    """What changed between two commits. `stages` and `lock` map stages to the reasons."""
+    """What changed between two commits. `stages` and `lock` map stages to the reasons.
+
+    `merged` is the commit that `head` merges into `base`, as on a pull request; else `head` itself.
+    """
 
     base: str
     head: str
+    merged: str
     params: list[Change]
     metrics: list[MetricChange]
     stages: dict[str, list[str]]
@@ -110,7 +124,9 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     """Review the commit `head` against the commit `base`, both full hashes."""
     if show(head, "dvc.yaml") is None:
         raise PipelineError(f"{head[:10]} has no dvc.yaml: there is nothing to review")
-    base_lock = show(base, "dvc.lock") or b""
+    base_lock, head_lock = show(base, "dvc.lock") or b"", show(head, "dvc.lock") or b""
+    if not is_lock(head_lock):
+        raise PipelineError("dvc.lock of the reviewed commit cannot be read: resolve its conflicts, or run `dvc repro`")
     notes = []
     if not is_lock(base_lock):
         notes.append("The base's dvc.lock cannot be read: everything counts as new.")
@@ -118,7 +134,9 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     with Repo() as repo:
         params = changes(repo.params.diff(a_rev=base, b_rev=head), strict=not notes)
         metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head), strict=not notes)
-    metrics = judge(metric_changes, parse_tolerances(show(head, TOLERANCES_PATH) or b""))
+    splits, base_splits = split_hashes(head_lock), split_hashes(base_lock)
+    is_same_data = {split: splits[split] == base_splits[split] for split in splits}
+    metrics = judge(metric_changes, parse_tolerances(show(head, TOLERANCES_PATH) or b""), is_same_data)
     if show(base, "dvc.yaml") is None:
         notes.append("The base has no pipeline: everything is new.")
     if show(base, TOLERANCES_PATH) not in (None, show(head, TOLERANCES_PATH)):
@@ -128,16 +146,21 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
         notes.append(f"Untracked files are not reviewed: {', '.join(f'`{name}`' for name in untracked[:5])}.")
 
     with tempfile.TemporaryDirectory(prefix="review-") as folder:
-        files = Path(folder)
+        files = Path(folder).resolve()
         with tarfile.open(fileobj=io.BytesIO(git_bytes(HERE, "archive", head))) as archive:
             archive.extractall(files, filter="data")
-        lock = out_of_date(files)
+        lock, frozen = out_of_date(files), frozen_stages(files)
         # With the base's dvc.lock DVC tells what this change made stale.
         (files / "dvc.lock").write_bytes(base_lock or b"schema: '2.0'\nstages: {}\n")
         stages = with_descendants(files, out_of_date(files, with_outs=False))
+    if frozen:
+        notes.append(f"Frozen, so that `dvc repro` skips them until `dvc unfreeze`: {', '.join(frozen)}.")
     declared = declared_figures(base) | declared_figures(head)
     figures = sorted(path for path in declared if blob(base, path) != blob(head, path))
-    return Review(base, head, params, metrics, stages, lock, figures, notes)
+    # GitHub checks out a pull request's merge into the base. (The working tree's commit is a merge too, of the index.)
+    parents = [] if is_working_tree else git(HERE, "rev-parse", f"{head}^@").split()
+    merged = parents[1] if len(parents) == 2 and parents[0] == base else head
+    return Review(base, head, merged, params, metrics, stages, lock, figures, notes)
 
 
 def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
@@ -167,85 +190,136 @@ def errors_in(values: Any) -> list[Exception]:
     return [values] if isinstance(values, Exception) else []
 
 
-def judge(metrics: list[Change], tolerances: dict[str, Tolerance]) -> list[MetricChange]:
-    """Each metric's verdict by the first pattern that fits its name, in the order of VERDICTS."""
-    other_data = any(metric.name == "dataset" and None not in (metric.old, metric.new) for metric in metrics)
+def judge(metrics: list[Change], tolerances: dict[str, Tolerance], is_same_data: dict[str, bool]) -> list[MetricChange]:
+    """Each metric's verdict by the first pattern that fits its name: the failing ones first, each part in that order.
 
-    def verdict(metric: Change) -> str:
+    `is_same_data` holds whether the split, `valid` or `test`, is the same on both sides.
+    """
+
+    def judged(metric: Change) -> MetricChange:
         tolerance = tolerance_of(metric.name, tolerances)
-        if tolerance is None:
-            return "not judged"
-        if other_data:
-            return "not comparable"
-        if not is_number(metric.old):
-            return "new"
-        if not is_number(metric.new):
-            return "gone"
-        return tolerance.verdict(metric.old, metric.new)
+        verdict, allowed = "not judged", None
+        if tolerance is not None:
+            verdict, allowed = "gone", str(tolerance)
+            if not is_number(metric.old):
+                verdict = "new"
+            elif not is_same_data["valid" if metric.name.startswith("valid.") else "test"]:
+                verdict = "not comparable"
+            elif is_number(metric.new):
+                verdict = tolerance.verdict(metric.old, metric.new)
+        return MetricChange(metric.name, metric.old, metric.new, verdict, allowed)
 
-    judged = [MetricChange(metric.name, metric.old, metric.new, verdict(metric)) for metric in metrics]
-    return sorted(judged, key=lambda metric: (VERDICTS.index(metric.verdict), metric.name))
+    patterns = [*tolerances, None]
+
+    def order(metric: MetricChange) -> tuple[bool, int, str]:
+        return metric.verdict not in FAILING, patterns.index(pattern_of(metric.name, tolerances)), metric.name
+
+    return sorted(map(judged, metrics), key=order)
+
+
+def split_hashes(lock: bytes) -> dict[str, str | None]:
+    """{split: hash} of `valid.safetensors` and `test.safetensors` in a dvc.lock; None where no stage writes them."""
+    stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
+    hashes = {Path(out["path"]).name: out.get("md5") for stage in stages for out in stage.get("outs", [])}
+    return {split: hashes.get(f"{split}.safetensors") for split in ("valid", "test")}
 
 
 def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
-    """The stages of a checkout without cache whose entry in dvc.lock differs from its files, with the reasons.
+    """The stages of a checkout whose entry in dvc.lock differs from dvc.yaml or from the files, with the reasons.
 
-    Without `with_outs` only what the stages read counts, not what they wrote. Data and weights are not
-    in git, so their absence is no reason; dvc.lock must agree with itself about them. (`dvc repro --dry
-    --allow-missing` is no help here: it stops at the first stale stage whose data is missing.)
+    Without `with_outs` only what the stages read counts, not what they wrote. Frozen stages count like others.
+    Data and weights are not in git, so their absence is not a reason; dvc.lock must agree with itself about them.
+    (`dvc status` does not report what dvc.lock lists and dvc.yaml does not, nor what frozen stages read;
+    `dvc repro --dry --allow-missing` stops at the first stale stage whose data is missing.)
+    """
+    with checkout(files) as repo:
+        stages = list(repo.index.stages)
+        locks = {lock.with_name("dvc.yaml"): locked_stages(lock) for lock in files.rglob("dvc.lock")}
+        made = {out.fs_path: out for stage in stages for out in stage.outs}
+        reasons = {}
+        for stage in stages:
+            if not isinstance(stage, PipelineStage):  # a .dvc file, which is its own lock
+                reasons[label_of(stage)] = differences(stage, stage.deps if stage.cmd else [], stage.outs, made)
+                continue
+            locked = locks.get(Path(stage.path), {}).pop(stage.name, None)
+            if locked is None:
+                reasons[label_of(stage)] = ["not in dvc.lock"]
+                continue
+            outs = stage.outs if with_outs else []
+            reasons[label_of(stage)] = differences(stage, stage.deps, outs, made) + undeclared(stage, locked, with_outs)
+        for file, left in locks.items():
+            reasons |= {label(file, name, files): ["in dvc.lock, not in dvc.yaml: delete it there"] for name in left}
+        written = [Path(out.fs_path) for stage in stages if stage.cmd for out in stage.outs]
+        for metric in (load_yaml((files / "dvc.yaml").read_text()) or {}).get("metrics", []):
+            if not any((files / metric).is_relative_to(out) for out in written):
+                reasons.setdefault("dvc.yaml", []).append(f"no stage writes the metrics `{metric}`")
+    return {name: why for name, why in reasons.items() if why}
+
+
+def differences(stage: Stage, deps: list[Dependency], outs: list[Output], made: dict[str, Output]) -> list[str]:
+    """In what the files differ from what is recorded of a stage. `made` are all outs by their absolute path."""
+    reasons = ["changed command"] if stage.changed_stage() else []
+    if stage.always_changed or stage.is_callback:
+        reasons.append("always changed")
+    for item in [*deps, *outs]:
+        path, source = os.path.relpath(item.fs_path, stage.repo.root_dir), made.get(item.fs_path)
+        if isinstance(item, ParamsDependency):
+            reasons += changed_values(item)
+        elif not item.hash_info:
+            reasons.append(f"`{path}` is not in dvc.lock")
+        elif source is not None and source.hash_info and source.hash_info.value != item.hash_info.value:
+            reasons.append(f"`{path}` is another version than the one that dvc.lock has as an out")
+        elif source is None or not source.use_cache or item.exists:
+            # Not item.status(): of a cached file that git has too, it reports only that the cache lacks it.
+            reasons += [f"`{path}` {state}" for state in item.workspace_status().values()]
+    return reasons
+
+
+def undeclared(stage: PipelineStage, locked: dict[str, Any], with_outs: bool) -> list[str]:
+    """What dvc.lock lists for a stage and dvc.yaml no longer declares. `dvc repro` leaves it there."""
+    declared = {item.def_path: item for item in stage.deps}
+    names = [dep["path"] for dep in locked.get("deps", []) if dep["path"] not in declared]
+    for file, values in locked.get("params", {}).items():
+        # A file without names is declared whole.
+        kept = (declared[file].params or values) if file in declared else []
+        names += [name for name in values if name not in kept]
+    if with_outs:
+        outs = {out.def_path for out in stage.outs}
+        names += [out["path"] for out in locked.get("outs", []) if out["path"] not in outs]
+    return [f"`{name}` is in dvc.lock, not in dvc.yaml" for name in names]
+
+
+def changed_values(params: ParamsDependency) -> list[str]:
+    """For each value that differs between dvc.lock and the file: `section.name` old → new."""
+    old, new = params.hash_info.value or {}, params.read_params()
+    reasons = []
+    for name in params.params or {**new, **old}:
+        if name not in old or name not in new:
+            reasons.append(f"`{name}` is not in {params.def_path if name in old else 'dvc.lock'}")
+        elif isinstance(old[name], dict) and isinstance(new[name], dict):
+            keys = [key for key in new[name] | old[name] if old[name].get(key, ...) != new[name].get(key, ...)]
+            reasons += [f"`{name}.{key}` {text(old[name].get(key))} → {text(new[name].get(key))}" for key in keys]
+        elif old[name] != new[name]:
+            reasons.append(f"`{name}` {text(old[name])} → {text(new[name])}")
+    return reasons
+
+
+@contextmanager
+def checkout(files: Path) -> Iterator[Repo]:
+    """DVC's view of a checkout without cache.
+
+    Raises:
+        PipelineError: DVC cannot read the pipeline.
     """
     (files / ".dvc").mkdir(exist_ok=True)
     # Its own cache folder for the site, or every review would leave one more in the user's.
     (files / ".dvc/config.local").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {files / '.dvc/site'}\n")
     try:
         with Repo(files) as repo:
-            cached = {out.def_path for out in repo.index.outs if out.use_cache}
-            status = repo.status()
-            locked = locked_paths(files / "dvc.lock")
+            yield repo
     except DvcException as error:
         reason = " ".join(str(error).split()).replace(os.path.relpath(files) + "/", "")
         raise PipelineError(f"DVC cannot read the pipeline of the reviewed commit: {reason}") from None
-    reasons: dict[str, list[str]] = {}
-    for address, entries in status.items():
-        stage = stage_name(address)
-        for entry in entries:
-            if isinstance(entry, str):  # "changed command", "always changed"
-                reasons.setdefault(stage, []).append(entry)
-                continue
-            ((kind, paths),) = entry.items()
-            if kind == "changed outs" and not with_outs:
-                continue
-            for path, state in paths.items():
-                if isinstance(state, dict):  # of params.yaml: {section: state}
-                    reasons.setdefault(stage, []).extend(changed_values(files, stage, path, list(state)))
-                elif path not in locked.get(stage, set()) and not stage.endswith(".dvc"):
-                    reasons.setdefault(stage, []).append(f"`{path}` is not in dvc.lock")
-                elif path not in cached:
-                    reasons.setdefault(stage, []).append(f"`{path}` {state}")
-    for stage, path in dvcfiles.contradictions(locked_stages(files / "dvc.lock")):
-        reasons.setdefault(stage, []).append(f"`{path}` is another version than the one that dvc.lock has as an out")
-    return reasons
-
-
-def changed_values(files: Path, stage: str, params_file: str, sections: list[str]) -> list[str]:
-    """For each value that differs between dvc.lock and the file: `section.name` old → new.
-
-    `sections` are the entries under a stage's `params`: whole sections, or dotted names of single values.
-    """
-
-    def flat(values: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for section in sections:
-            value = values[section] if section in values else dvcfiles.value_at(values, section)
-            found |= (
-                {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
-            )
-        return found
-
-    old = flat(locked_stages(files / "dvc.lock").get(stage, {}).get("params", {}).get(params_file, {}))
-    new = flat(load_yaml((files / params_file).read_text()) or {})
-    names = [name for name in new | old if old.get(name) != new.get(name)]
-    return [f"`{name}` {text(old.get(name))} → {text(new.get(name))}" for name in names]
 
 
 def is_lock(content: bytes) -> bool:
@@ -261,21 +335,11 @@ def locked_stages(lock: Path) -> dict[str, Any]:
     return (load_yaml(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
 
 
-def locked_paths(lock: Path) -> dict[str, set[str]]:
-    """For each stage the dependencies and outs that dvc.lock has a hash for."""
-    return {
-        name: {item["path"] for kind in ("deps", "outs") for item in stage.get(kind, [])}
-        for name, stage in locked_stages(lock).items()
-    }
-
-
 def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list[str]]:
     """The stale stages and those after them, in the pipeline's order."""
-    with Repo(files) as repo:
-        before = {
-            stage_name(stage.addressing): {stage_name(up.addressing) for up in repo.index.graph.successors(stage)}
-            for stage in repo.index.graph
-        }
+    with checkout(files) as repo:
+        graph = repo.index.graph
+        before = {label_of(stage): {label_of(up) for up in graph.successors(stage)} for stage in graph}
     result: dict[str, list[str]] = {}
     for stage in TopologicalSorter(before).static_order():
         after = sorted(before[stage] & set(result))
@@ -285,9 +349,20 @@ def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list
     return result
 
 
-def stage_name(address: str) -> str:
-    """`train` of `dvc.yaml:train`; the whole of `raw.csv.dvc`."""
-    return address.rpartition(":")[2]
+def frozen_stages(files: Path) -> list[str]:
+    with checkout(files) as repo:
+        return [f"`{label_of(stage)}`" for stage in repo.index.stages if stage.frozen and stage.cmd]
+
+
+def label(file: Path, name: str, root: Path) -> str:
+    """`train` for a stage of the root's dvc.yaml, `sub/dvc.yaml:train` for others."""
+    return name if file.parent == root else f"{file.relative_to(root)}:{name}"
+
+
+def label_of(stage: Stage) -> str:
+    """A stage's label; of a .dvc file its path."""
+    file, root = Path(stage.path), Path(stage.repo.root_dir)
+    return label(file, stage.name, root) if isinstance(stage, PipelineStage) else str(file.relative_to(root))
 
 
 def declared_figures(commit: str) -> set[str]:
@@ -309,12 +384,18 @@ def without_nan(value: Any) -> Any:
 
 def markdown(review: Review, file_url: str | None) -> str:
     """The review for a job summary or a comment."""
-    verdict = {
-        0: "✅ Nothing speaks against it.",
-        WORSE: "❌ A metric is worse than tolerated, gone, or of another data set.",
-        LOCK_OUT_OF_DATE: "❌ The results are not those of this code: run `dvc repro`, commit dvc.lock and reports/.",
-    }[review.exit_code]
-    parts = [f"## Review of `{review.head[:10]}` against `{review.base[:10]}`", verdict, *review.notes]
+    if review.exit_code == LOCK_OUT_OF_DATE:
+        verdict = (
+            "❌ The results are not those of this code: run `dvc repro` (`--force` if it has nothing to do), "
+            "commit dvc.lock and reports/."
+        )
+    elif failing := [failure(metric) for metric in review.metrics if metric.verdict in FAILING]:
+        more = len(failing) - METRICS_IN_VERDICT
+        verdict = "❌ " + "; ".join(failing[:METRICS_IN_VERDICT]) + (f"; and {more} more" if more > 0 else "") + "."
+    else:
+        verdict = "✅ Nothing speaks against it."
+    relation = "against" if review.merged == review.head else "merged into"
+    parts = [f"## Review of `{review.merged[:10]}` {relation} `{review.base[:10]}`", verdict, *review.notes]
 
     parts.append("### Parameters")
     if review.params:
@@ -324,8 +405,14 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### Metrics")
     if review.metrics:
-        rows = [[m.name, text(m.old), text(m.new), *difference(m.old, m.new), m.verdict] for m in review.metrics]
-        parts.append(table(["metric", "old", "new", "difference", "%", "verdict"], rows))
+        digits = [metric for metric in review.metrics if metric.name.startswith(DIGITS)]
+        if others := [metric for metric in review.metrics if metric not in digits]:
+            parts.append(table_of(others))
+        if digits:
+            counts = Counter(metric.verdict for metric in digits)
+            summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+            parts.append(f"<details><summary>Single digits: {summary}</summary>")
+            parts += [table_of(digits), "</details>"]
     else:
         parts.append("No metric changed.")
 
@@ -347,14 +434,28 @@ def markdown(review: Review, file_url: str | None) -> str:
         parts.append("No figure changed.")
     elif file_url is None:
         parts.append("Changed: " + ", ".join(f"`{path}`" for path in review.figures))
-        parts.append(f"Side by side: `dvc plots diff {review.base[:10]} {review.head[:10]}`")
+        parts.append(f"Side by side: `dvc plots diff {review.base[:10]} {review.merged[:10]}`")
     else:
         shown = [
-            [Path(path).stem, picture(review.base, path, file_url), picture(review.head, path, file_url)]
+            [Path(path).stem, picture(review.base, path, file_url), picture(review.merged, path, file_url)]
             for path in review.figures
         ]
         parts.append(table(["figure", "before", "after"], shown))
     return "\n\n".join(parts)
+
+
+def failure(metric: MetricChange) -> str:
+    """Why a metric fails the gate: `test.mse +18.4 %, 3 % allowed`."""
+    if metric.verdict != "worse":
+        return f"{metric.name} is {'gone' if metric.verdict == 'gone' else 'of other data'}"
+    absolute, percent = difference(metric.old, metric.new)
+    moved = f"{percent} %" if percent and str(metric.allowed).endswith("%") else absolute
+    return f"{metric.name} {moved}, {metric.allowed} allowed"
+
+
+def table_of(metrics: list[MetricChange]) -> str:
+    rows = [[m.name, text(m.old), text(m.new), *difference(m.old, m.new), m.verdict] for m in metrics]
+    return table(["metric", "old", "new", "difference", "%", "verdict"], rows)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -425,15 +526,25 @@ def branch_point(name: str, base: str, head: str) -> str:
 
 
 def find_commit(name: str) -> str | None:
-    found = subprocess.run(
+    """The commit that a name means here, None if nothing here has that name.
+
+    Raises:
+        PipelineError: several experiments have it.
+    """
+    revision = subprocess.run(
         ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"],
         capture_output=True,
         text=True,
     )
-    if found.returncode == 0:
-        return found.stdout.strip()
-    experiments = git(HERE, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
-    return next((line.split()[1] for line in experiments if line.split()[0].endswith(f"/{name}")), None)
+    if revision.returncode == 0:
+        return revision.stdout.strip()
+    # refs/exps/<two digits of the baseline>/<its other 38>/<name>
+    listed = git(HERE, "for-each-ref", "--format=%(refname) %(objectname)", f"refs/exps/*/*/{name}").splitlines()
+    experiments = [(*ref.split("/")[2:4], commit) for ref, commit in map(str.split, listed)]
+    if len(experiments) > 1:
+        found = ", ".join(f"{commit[:10]} (of {first}{rest[:8]})" for first, rest, commit in experiments)
+        raise PipelineError(f"{len(experiments)} experiments are called {name!r}, give one's commit: {found}")
+    return experiments[0][2] if experiments else None
 
 
 def show(commit: str, path: str) -> bytes | None:

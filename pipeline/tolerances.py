@@ -21,6 +21,11 @@ class Tolerance(BaseModel):
     absolute: float = Field(0, ge=0)
     relative: float = Field(0, ge=0)
 
+    def __str__(self) -> str:
+        """`3 %`, `0.13` or `1e-06 + 0.1 %`."""
+        parts = [f"{self.absolute:g}" if self.absolute else "", f"{100 * self.relative:g} %" if self.relative else ""]
+        return " + ".join(filter(None, parts)) or "0"
+
     def margin(self, old: float) -> float:
         return self.absolute + self.relative * abs(old)
 
@@ -52,6 +57,12 @@ def parse_tolerances(content: bytes) -> dict[str, Tolerance]:
         raise PipelineError(f"{TOLERANCES_PATH} is not valid: {' '.join(str(error).split())}") from None
 
 
+def pattern_of(name: str, tolerances: dict[str, Tolerance]) -> str | None:
+    """The first pattern that fits a metric's name; None where none fits."""
+    return next((pattern for pattern in tolerances if fnmatch.fnmatchcase(name, pattern)), None)
+
+
 def tolerance_of(name: str, tolerances: dict[str, Tolerance]) -> Tolerance | None:
     """That of the first pattern that fits a metric's name; None where none fits."""
-    return next((rule for pattern, rule in tolerances.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    pattern = pattern_of(name, tolerances)
+    return None if pattern is None else tolerances[pattern]

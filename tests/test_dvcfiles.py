@@ -44,6 +44,30 @@ def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pyte
         path.write_text(text)
 
 
+@pytest.mark.parametrize(
+    ("declared", "locked", "expected"),
+    [
+        ("[model, other.yaml: ]", "{params.yaml: {model: {width: 4}}, other.yaml: {lr: 1}}", True),
+        ("[model.width, other.yaml: [lr]]", "{params.yaml: {model.width: 4}, other.yaml: {lr: 1}}", True),
+        ("[model, train]", "{params.yaml: {model: {width: 4}}}", False),
+        ("[model]", "{params.yaml: {model: {width: 4}, train: {seed: 0}}}", False),
+        ("[model]", "{params.yaml: {model: {width: 5}}}", False),
+        ("[model]", "{}", False),
+        ("[model]", "{params.yaml: {model: {width: 4}}, other.yaml: {lr: 1}}", False),
+        ("[other.yaml: ]", "{other.yaml: {lr: 1, momentum: 0}}", False),
+    ],
+)
+def test_a_stage_is_up_to_date_with_the_parameters_that_it_declares(
+    tmp_dir: Path, declared: str, locked: str, expected: bool
+) -> None:
+    """dvc.lock must have exactly the declared parameters, with the files' values: no fewer and no more."""
+    (tmp_dir / "params.yaml").write_text("model: {width: 4}\ntrain: {seed: 0}\n")
+    (tmp_dir / "other.yaml").write_text("lr: 1\n")
+    (tmp_dir / "dvc.yaml").write_text(f"stages:\n  make: {{cmd: make, params: {declared}}}\n")
+    (tmp_dir / "dvc.lock").write_text(f"stages:\n  make: {{cmd: make, params: {locked}}}\n")
+    assert dvcfiles.is_up_to_date("make") == expected
+
+
 def test_nothing_is_up_to_date_before_the_first_run(tmp_dir: Path) -> None:
     """Without a dvc.lock no stage is up to date."""
     (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())

@@ -202,6 +202,28 @@ def test_another_environment_and_another_code_are_told_apart(committed: Path) ->
     assert re.search(r"data/prepared/train\.safetensors +identical", printed)
 
 
+def test_results_must_be_committed_as_dvc_lock_records_them(tmp_dir: Path) -> None:
+    """An out of git that is absent or another is wrong; one that DVC caches may be absent."""
+    for name in ("same", "other", "cached_other"):
+        Path(name).write_text(name)
+    expected = dvcfiles.md5s(["same"]) | dict.fromkeys(("other", "absent", "cached_other", "cached_absent"), "ab" * 16)
+    wrong = verify.not_as_locked(expected, {"cached_other", "cached_absent"})
+    assert set(wrong) == {"other", "cached_other", "absent"}
+    assert wrong["absent"].startswith("dvc.lock records it, git lacks it")
+    assert wrong["other"] == wrong["cached_other"] == "what git has is not what dvc.lock records, see `make review`"
+
+
+@pytest.mark.slow
+def test_results_that_are_not_committed_are_different(committed: Path) -> None:
+    """What can be reproduced was still not committed."""
+    git(committed, "rm", "-q", "reports/evaluate.json", "reports/history.csv")
+    git(committed, "commit", "-q", "-m", "no results")
+    printed = verified(committed, 1)
+    for path in ("reports/evaluate", "reports/history"):
+        assert re.search(rf"{path}\.\w+ +different \(dvc\.lock records it, git lacks it", printed)
+    assert re.search(r"reports/train\.json +identical", printed)
+
+
 @pytest.mark.slow
 def test_results_that_are_not_those_of_dvc_lock_are_different(committed: Path) -> None:
     """A number that somebody edited, though what dvc.lock has can be reproduced; and nothing of a git hook disturbs."""
