@@ -12,6 +12,7 @@ import re
 import secrets
 import shlex
 import socket
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -136,22 +137,24 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
 
-    own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    settings: dict[str, Any] = {"address": address} if address else own
-    try:
-        ray.init(
-            **settings,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        what = f"no Ray cluster at {address}" if address else "Ray does not start"
-        raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as private:
+        # Ray lets all users write into its folder, where the code lies that its workers run.
+        own = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": f"{private}/ray"}
+        settings: dict[str, Any] = {"address": address} if address else own
+        try:
+            ray.init(
+                **settings,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            what = f"no Ray cluster at {address}" if address else "Ray does not start"
+            raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def check_size(ray: Any, cpus: int) -> None:

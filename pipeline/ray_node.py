@@ -172,7 +172,7 @@ def stage_environment(order: Order) -> dict[str, str]:
     Ray sets the number of OpenMP's threads, which is `train.threads`' to say.
     """
     inherited = environment_of_stages()
-    for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
+    for name in ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_TOKEN"):
         inherited.pop(name, None)
     return inherited | order.environment
 
