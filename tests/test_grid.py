@@ -1,5 +1,6 @@
 """The points of a sweep."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,28 @@ def test_any_parameter_makes_a_grid(workspace: Path) -> None:
     assert points[1].params == load_params(
         changes={"train.lr": 0.01, "train.n_epochs": 1, "model.n_layers": None, "model.hidden_sizes": [64, 32]}
     )
+
+
+def test_a_point_is_given_to_dvc_as_it_was_given_to_the_sweep(workspace: Path) -> None:
+    """Text, null and lists as `dvc exp run -S` reads them; a name that is a file's whatever the number of parameters."""
+    arguments = ["model.n_layers=null model.hidden_sizes=[64,32],[32] train.precision=float32"]
+    arguments += [
+        "data.train_ratio=0.7,0.8 train.lr=0.001,0.002 train.weight_decay=0.01,0.02 train.adam_beta2=0.9,0.95"
+    ]
+    point = grids.make_points(grids.parse_grid(arguments))[0]
+    assert point.settings[:6] == [
+        *("-S", "model.n_layers=null"),
+        *("-S", "model.hidden_sizes=[64, 32]"),
+        *("-S", 'train.precision="float32"'),
+    ]
+    assert re.fullmatch(r"[\w.-]{1,117}", point.experiment)
+    assert point.experiment.endswith(f"-{point.digest}")
+
+
+def test_a_sweep_is_named_after_its_grid() -> None:
+    """The parameters that vary, and the values of those that do not."""
+    grid = grids.parse_grid(["model.bottleneck_size=2,4 train.seed=0,1 train.device=cpu"])
+    assert grids.default_name(grid) == "bottleneck_size,seed,device=cpu"
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def without_token(port: int) -> dict[str, str]:
         done = subprocess.run(
             ["curl", "-s", "-i", "-m", "5", *(grpc if method else []), url], input=b"\0" * 5, capture_output=True
         )
-        status = re.search(rb"(?:^grpc-status: |^HTTP/1.1 )(\d+)", done.stdout, re.MULTILINE)
+        status = re.search(rb"^grpc-status: (\d+)" if method else rb"^HTTP/1.1 (\d+)", done.stdout, re.MULTILINE)
         if status is not None and status[1] != b"12":  # not implemented
             answers[method] = status[1].decode()
     return answers
