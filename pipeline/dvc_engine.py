@@ -1,22 +1,24 @@
 """Run a sweep's points as DVC experiments on this machine, each in a clone of the repository."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipeline import provenance
 from pipeline.clones import check_out_workspace, commit_workspace
 from pipeline.git import git
-from pipeline.grid import Point, digest_in_lock, digest_in_name
-from pipeline.progress import SweepProgress
+from pipeline.grid import Point, digest_in_lock
+from pipeline.progress import PointMse, Running, SweepProgress
 from pipeline.repository import main_root
 from pipeline.run import environment_of_stages
 
@@ -33,32 +35,40 @@ def default_jobs(points: list[Point]) -> int:
 
 def finished(points: list[Point]) -> dict[str, str]:
     """{experiment: commit} of the points that are done, by whichever grid, queue or `dvc exp run`."""
-    commits = {}
-    for (_, name), commit in provenance.experiments().items():
-        found = digest_in_name(name) or digest_in_lock(provenance.lock_at(commit))
-        commits[found] = commit
+    commits = {digest_at(commit): commit for commit in provenance.experiments().values()}
     return {point.experiment: commits[point.digest] for point in points if point.digest in commits}
 
 
+@cache
+def digest_at(commit: str) -> str | None:
+    """The hash of the point that a commit's dvc.lock is of; an experiment's name may claim another one."""
+    return digest_in_lock(provenance.lock_at(commit))
+
+
 @contextmanager
-def copies(n: int) -> Iterator[list[Path]]:
-    """Clones of this repository, with the workspace's changes to tracked files and DVC's cache; deleted afterwards.
+def copies(source: Path, n: int) -> Iterator[list[Path]]:
+    """Clones of a repository, with its workspace's changes to tracked files and DVC's cache; deleted afterwards.
 
     Experiments in one repository would share a queue in which DVC stashes the workspace, one at a time.
+
+    Args:
+        source: the main repository, or one of its copies.
+        n: how many.
     """
     root = main_root()
-    head, workspace = commit_workspace(root)
-    cache = subprocess.check_output([*DVC, "cache", "dir"], text=True).strip()
-    folders = [root / COPIES / f"sweep-{os.getpid()}-{number}" for number in range(n)]
+    (root / COPIES).mkdir(parents=True, exist_ok=True)
+    head, workspace = commit_workspace(source)
+    cache_folder = subprocess.check_output([*DVC, "cache", "dir"], cwd=source, text=True).strip()
+    folders = []
     try:
-        for folder in folders:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            git(root, "clone", "--quiet", "--shared", str(root), str(folder))
-            git(folder, "fetch", "--quiet", str(root), workspace)  # a shallow repository shares no objects
+        for _ in range(n):
+            folders.append(folder := Path(tempfile.mkdtemp(prefix="sweep-", dir=root / COPIES)))
+            git(source, "clone", "--quiet", "--shared", str(source), str(folder))
+            git(folder, "fetch", "--quiet", str(source), workspace)  # a shallow repository shares no objects
             check_out_workspace(folder, head, workspace)
-            if (local := root / ".dvc/config.local").is_file():
+            if (local := source / ".dvc/config.local").is_file():
                 shutil.copy(local, folder / ".dvc/config.local")
-            subprocess.run([*DVC, "config", "--local", "cache.dir", str(root / cache)], cwd=folder, check=True)
+            subprocess.run([*DVC, "config", "--local", "cache.dir", str(source / cache_folder)], cwd=folder, check=True)
         yield folders
     finally:
         for folder in folders:
@@ -79,17 +89,21 @@ def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[
             for process in [process for process in running if process.poll() is not None]:
                 point, folder, started = running.pop(process)
                 idle.append(folder)
-                test_mse = collect(point, folder)
-                if test_mse is None:
+                mse = collect(point, folder)
+                if mse is None:
                     failed.append(point)
-                others = [other.name for other, *_ in running.values()]
-                progress.on_end(point.name, test_mse, point.log, time.monotonic() - started, others)
+                progress.on_end(point.name, mse, point.log, time.monotonic() - started, still_running(running))
+            progress.show(still_running(running))
             time.sleep(0.1)
     finally:
         if running:
             stop(running)
             progress.on_interruption()
     return failed
+
+
+def still_running(running: Mapping[Any, tuple[Point, Path, float]]) -> list[Running]:
+    return [Running(point.name, point.log, started) for point, _, started in running.values()]
 
 
 def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
@@ -106,12 +120,12 @@ def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def collect(point: Point, folder: Path) -> float | None:
-    """Bring a point's experiment into this repository; its test MSE, None if there is no experiment."""
-    git(main_root(), "fetch", "--quiet", str(folder), f"refs/exps/*/{point.experiment}:refs/exps/*/{point.experiment}")
-    commit = {name: commit for (_, name), commit in provenance.experiments().items()}.get(point.experiment)
-    metrics = provenance.file_at(commit, "reports/evaluate.json") if commit else None
-    return json.loads(metrics)["test"]["mse"] if metrics else None
+def collect(point: Point, folder: Path) -> PointMse | None:
+    """Bring a point's experiment into this repository; its errors, None if there is no experiment."""
+    ref = f"refs/exps/*/{point.experiment}"
+    git(main_root(), "fetch", "--quiet", str(folder), f"+{ref}:{ref}")  # one that is there already is not of this point
+    commit = finished([point]).get(point.experiment)
+    return PointMse.read(lambda path: provenance.file_at(commit, path) or "") if commit else None
 
 
 def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:

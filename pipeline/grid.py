@@ -28,6 +28,7 @@ class Point:
     name: str
     readable: str  # the name, as DVC allows it
     digest: str  # of parameters and code: other grids name the same point otherwise
+    code: str  # the tag `code` of its MLflow run
 
     @property
     def experiment(self) -> str:
@@ -69,12 +70,14 @@ def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
 
 
 def make_points(grid: dict[str, list[Any]]) -> list[Point]:
-    """The grid's points, the first parameter varying fastest, so that whole curves appear early.
+    """The grid's points in the repository that is the working folder, with its other parameters and its code.
+
+    The first parameter varies fastest, so that whole curves appear early.
 
     Raises:
         PipelineError: a point has values that are not allowed.
     """
-    code = tracking.code_of_stages()
+    code, code_tag = tracking.code_of_stages(), tracking.code_tag()
     varied = [name for name in grid if len(grid[name]) > 1]
     points: dict[str, Point] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):
@@ -82,7 +85,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         params = load_params(changes=changes)
         name = tracking.run_name(params, varied)
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, readable, digest_of(params, code))
+        point = Point(changes, params, name, readable, digest_of(params, code), code_tag)
         points.setdefault(point.experiment, point)
     return list(points.values())
 
@@ -95,13 +98,7 @@ def default_name(grid: dict[str, list[Any]]) -> str:
 def digest_of(params: Params, code: dict[str, str]) -> str:
     """The hash that a point is known by; `code` is {path: MD5} of the stages' Python files."""
     content = json.dumps({"params": params.flat(), "code": code}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
-
-
-def digest_in_name(experiment: str) -> str | None:
-    """The hash in which the name of a sweep's experiment ends; None for a name that is not a sweep's."""
-    found = re.fullmatch(r"(?:.+-)?k-\d+-seed-\d+(?:-.+)?-([0-9a-f]{8})", experiment)
-    return found[1] if found else None
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def digest_in_lock(lock: dict[str, Any]) -> str | None:
@@ -110,12 +107,11 @@ def digest_in_lock(lock: dict[str, Any]) -> str | None:
     if dvcfiles.contradictions(locked):
         return None
     stages = locked.values()
-    params = {
-        name: value
-        for stage in stages
-        for name, value in stage.get("params", {}).get("params.yaml", {}).items()
-        if name in Params.model_fields  # whole sections, not single values of them
-    }
+    params: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        for name, value in stage.get("params", {}).get("params.yaml", {}).items():
+            section, _, key = name.partition(".")
+            params.setdefault(section, {}).update({key: value} if key else value)
     code = {dep["path"]: dep["md5"] for stage in stages for dep in stage.get("deps", []) if dep["path"].endswith(".py")}
     try:
         return digest_of(Params.model_validate(params), code)

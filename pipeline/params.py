@@ -4,6 +4,7 @@ There are no defaults and no conversions here: what params.yaml says is what the
 why this module is not among the stages' dependencies in dvc.yaml; DVC tracks the values themselves.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,7 +138,11 @@ def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingPr
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "".join(f"\n  {line}" for line in _describe(error))
-        raise PipelineError(f"{path} holds values that are not allowed:{problems}") from None
+        where = f"{path} holds"
+        if changes:
+            load_params(path)  # which is to blame where it is wrong without them too
+            where = f"-S (GRID) {' '.join(f'{name}={json.dumps(value)}' for name, value in changes.items())} gives"
+        raise PipelineError(f"{where} values that are not allowed:{problems}") from None
 
 
 def parse_values(text: str) -> list[Any]:

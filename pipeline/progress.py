@@ -4,12 +4,16 @@ PIPELINE_VERBOSE=0 silences all but the sweep. It is an environment variable, no
 never retrains a model.
 """
 
+import json
 import os
+import re
+import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
 
 # In a log: at most one line in this many seconds, and always the first and the last epoch's.
 SECONDS_BETWEEN_LINES = 10.0
+# The same of a sweep, in a log and on a terminal.
+SECONDS_BETWEEN_SWEEP_LINES = 60.0
+SECONDS_BETWEEN_CHANGES = 0.5
+CLEAR_LINE = "\r\x1b[K"
 
 
 def is_verbose() -> bool:
@@ -80,38 +88,105 @@ class TrainingProgress:
             )
 
 
+class PointMse(NamedTuple):
+    """A point's errors: on validation images, by which points are compared, and on test images."""
+
+    valid: float
+    test: float
+
+    @classmethod
+    def read(cls, text_of: Callable[[str], str]) -> "PointMse":
+        """From the texts of the stages' metrics files, by their paths."""
+        valid, test = json.loads(text_of("reports/train.json")), json.loads(text_of("reports/evaluate.json"))
+        return cls(valid["valid"]["best_mse"], test["test"]["mse"])
+
+
+class Running(NamedTuple):
+    """A point that runs: its name, where its log is (or will be), and when it started on the monotonic clock."""
+
+    name: str
+    log: Path
+    started: float
+
+    def epochs(self) -> tuple[int, int]:
+        """(epochs done, epochs in all), as far as its log says; (0, 0) before the first."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 4096))
+                found = re.findall(rb"^epoch +(\d+)/(\d+): ", file.read(), re.MULTILINE)
+        except FileNotFoundError:
+            return 0, 0
+        return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
 @dataclass
 class SweepProgress:
-    """Says after each point how far a sweep is; `jobs` points run at once."""
+    """Prints how far a sweep is: a line for each point that ends, and one that lives; `jobs` points run at once."""
 
     n_points: int
     jobs: int
     n_done: int = 0
     n_failed: int = 0
     seconds: list[float] = field(default_factory=list)
+    _next_line: float = 0.0
 
-    def on_end(self, name: str, test_mse: float | None, log: object, seconds: float, running: Iterable[str]) -> None:
-        """A point ended after some seconds, without a test MSE if it failed, which its log explains."""
-        if test_mse is None:
+    def show(self, running: Sequence[Running]) -> None:
+        """The points that run, with their epochs: on a terminal in one line that changes, in a log now and then."""
+        if not running or time.monotonic() < self._next_line:
+            return
+        live = sys.stdout.isatty()
+        self._next_line = time.monotonic() + (SECONDS_BETWEEN_CHANGES if live else SECONDS_BETWEEN_SWEEP_LINES)
+        names = []
+        for point in running[:4]:
+            done, n_epochs = point.epochs()
+            names.append(f"{point.name} (epoch {done}/{n_epochs})" if n_epochs else point.name)
+        more = f" and {len(running) - 4} more" if len(running) > 4 else ""
+        logs = [str(point.log) for point in running if point.log.is_file()]
+        text = "; ".join(
+            [
+                f"{self.n_done} of {self.n_points} done",
+                f"running: {', '.join(names)}{more}",
+                *([f"failed: {self.n_failed}"] if self.n_failed else []),
+                *self._time_left(running),
+                *(f"log: {log}" for log in logs[:1]),
+            ]
+        )
+        if live:
+            print(f"{CLEAR_LINE}{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(f"{CLEAR_LINE if sys.stdout.isatty() else ''}{text}", flush=True)
+
+    def on_end(self, name: str, mse: PointMse | None, log: Path, seconds: float, running: Sequence[Running]) -> None:
+        """A point ended after some seconds, without errors if it failed, which its log explains."""
+        if mse is None:
             self.n_failed += 1
         else:
             self.n_done += 1
         self.seconds.append(seconds)
-        n_left = self.n_points - self.n_done - self.n_failed
-        left = n_left * sum(self.seconds) / len(self.seconds) / self.jobs
-        what = f"FAILED, see {log}," if test_mse is None else f"test MSE {test_mse:.4f}"
-        names = list(running)
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        parts = [
-            f"{self.n_done} of {self.n_points} done",
-            f"running: {', '.join(names[:4]) or 'none'}{more}",
-            f"failed: {self.n_failed}",
-            f"about {duration(left)} left",
+        what = f"FAILED, see {log}," if mse is None else f"valid MSE {mse.valid:.4f} (test {mse.test:.4f})"
+        parts = [f"{self.n_done} of {self.n_points} done", f"failed: {self.n_failed}", *self._time_left(running)]
+        self.say(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})")
+
+    def _time_left(self, running: Sequence[Running]) -> list[str]:
+        """After what points took so far, or by the epochs of those that run; empty before anything is known."""
+        parts = [done / n_epochs if n_epochs else 0.0 for done, n_epochs in (point.epochs() for point in running)]
+        now = time.monotonic()
+        whole = self.seconds or [
+            (now - point.started) / part for point, part in zip(running, parts, strict=True) if part
         ]
-        print(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})", flush=True)
+        if not whole:
+            return []
+        n_left = self.n_points - self.n_done - self.n_failed - sum(parts)
+        return [f"about {duration(n_left * sum(whole) / len(whole) / self.jobs)} left"]
 
     def on_interruption(self) -> None:
-        print(f"stopped; {self.n_done} of {self.n_points} points are done, the same command goes on", file=sys.stderr)
+        if sys.stdout.isatty():
+            print(CLEAR_LINE, end="", flush=True)
+        print(f"stopped; {self.n_done} of {self.n_points} points are done; the same command resumes", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

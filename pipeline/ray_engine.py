@@ -9,12 +9,14 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import socket
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from pipeline.delivery import EVALUATION_TAG
 from pipeline.errors import PipelineError
 from pipeline.git import git
 from pipeline.grid import Point
-from pipeline.progress import SweepProgress
+from pipeline.progress import PointMse, Running, SweepProgress
 from pipeline.provenance import POINT_TAG, POINT_VARIABLE
 from pipeline.ray_node import Order, Outcome, Shared
 from pipeline.repository import main_root
@@ -75,7 +77,7 @@ def is_done(row: "Run") -> bool:
 def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) -> "dict[str, Run]":
     """{experiment: its oldest row} of the points that are done: the same parameters and code, whoever ran them."""
     experiments = {_key(point.params.flat()): point.experiment for point in points}
-    condition = f"tags.code = '{tracking.code_tag()}' AND attributes.status = 'FINISHED'"
+    condition = f"tags.code = '{points[0].code}' AND attributes.status = 'FINISHED'"
     rows = {}
     for row in store.search_all(client, experiment_id, condition):
         experiment = experiments.get(_key(row.data.params))
@@ -112,12 +114,12 @@ def point_tag(point: Point) -> str:
 
 def _owner() -> str:
     """This clone of the repository among all."""
-    return hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:16]
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[Any]:
-    """Ray, connected to a cluster, or to one of its own on this machine with so many CPUs, on loopback alone.
+    """Ray, connected to a cluster, or to its own on this machine, with so many CPUs, only on loopback and with a token.
 
     Raises:
         PipelineError: no cluster is at the address, or none can be started.
@@ -127,27 +129,32 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
     if address is None:
         # Its name for "not on other machines"; else it listens on the outer address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Loopback is open to every user of this machine; who has the token runs code as this one.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     else:
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else it tries an address for ten minutes
         if has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
 
-    settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
-    try:
-        ray.init(
-            **settings,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        what = f"no Ray cluster at {address}" if address else "Ray does not start"
-        raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as private:
+        # Ray lets all users write into its folder, where the code lies that its workers run.
+        own = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": f"{private}/ray"}
+        settings: dict[str, Any] = {"address": address} if address else own
+        try:
+            ray.init(
+                **settings,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            what = f"no Ray cluster at {address}" if address else "Ray does not start"
+            raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def check_size(ray: Any, cpus: int) -> None:
@@ -174,6 +181,7 @@ def run_points(
     client: "MlflowClient",
     experiment_id: str,
     points: list[Point],
+    snapshot: Path,
     jobs: int | None,
     address: str | None,
     n_points: int,
@@ -184,9 +192,10 @@ def run_points(
     failed: list[Point] = []
     with cluster(address, own_cpus) as ray:
         check_size(ray, needs)
-        content, sweep = shared_content()
+        with chdir(snapshot):
+            content, sweep = shared_content()
+            commands = {name: command for name, command in dvcfiles.commands().items() if name not in SHARED_STAGES}
         shared = ray.put(content)
-        commands = {name: command for name, command in dvcfiles.commands().items() if name not in SHARED_STAGES}
         environment = settings_of_stages()
         gpus = int(ray.cluster_resources().get("GPU", 0))
         task = ray.remote(max_retries=0)(ray_node.run_point)
@@ -206,6 +215,11 @@ def run_points(
             running[task.options(name=point.name, **wants).remote(order, [shared])] = (point, time.monotonic())
             tries[point.experiment] += 1
 
+        def still_running() -> list[Running]:
+            """Of all that Ray has, the first: those that run."""
+            first = list(running.values())[: progress.jobs]
+            return [Running(p.name, ray_node.log_path(sweep, p.experiment), started) for p, started in first]
+
         try:
             while waiting or running:
                 progress.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // needs)
@@ -216,15 +230,15 @@ def run_points(
                     point, started = running.pop(done)
                     result = outcome_of(ray, done, point, client, experiment_id)
                     if result is None and tries[point.experiment] < TRIES:
-                        print(f"{point.name}: lost with its worker, tried again", flush=True)
+                        progress.say(f"{point.name}: lost with its worker, tried again")
                         waiting.appendleft(point)
                         continue
                     result = result or Outcome(None, f"lost with its worker {TRIES} times\n")
-                    if result.test_mse is None:
+                    if result.mse is None:
                         failed.append(point)
                     point.log.write_text(result.log)
-                    others = [other.name for other, _ in running.values()]
-                    progress.on_end(point.name, result.test_mse, point.log, time.monotonic() - started, others)
+                    progress.on_end(point.name, result.mse, point.log, time.monotonic() - started, still_running())
+                progress.show(still_running())
             if not failed:
                 remove_everywhere(ray, sweep)
         finally:
@@ -248,26 +262,21 @@ def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experi
             return None
         if row is None:
             return None
-        return Outcome(row.data.metrics["test/mse"], f"its worker was lost after the row was finished: {error}\n")
+        mse = PointMse(row.data.metrics["valid/best_mse"], row.data.metrics["test/mse"])
+        return Outcome(mse, f"its worker was lost after the row was finished: {error}\n")
 
 
 def shared_content() -> tuple[Shared, str]:
-    """What every node needs, and a name for it that is the same for the same content."""
-    root = main_root()
-    head, workspace = commit_workspace(root)
+    """What every node needs, and a name for it that is the same for the same content; called in the snapshot."""
+    snapshot, bundle = Path.cwd(), Path(".dvc/tmp/bundle")
+    head, workspace = commit_workspace(snapshot)
     outs = {path: Path(path).read_bytes() for stage in SHARED_STAGES for path in dvcfiles.declared(stage)["outs"]}
-    bundle = root / ".dvc/tmp/sweep/bundle"
     refs = {"refs/sweep/head": head, "refs/sweep/workspace": workspace}
-    try:
-        for ref, commit in refs.items():
-            git(root, "update-ref", ref, commit)
-        git(root, "bundle", "create", "--quiet", str(bundle), *refs)
-        content = Shared(bundle.read_bytes(), outs)
-    finally:
-        for ref in refs:
-            git(root, "update-ref", "-d", ref)
-        bundle.unlink(missing_ok=True)
-    tree = git(root, "rev-parse", f"{workspace}^{{tree}}")
+    for ref, commit in refs.items():
+        git(snapshot, "update-ref", ref, commit)
+    git(snapshot, "bundle", "create", "--quiet", str(bundle), *refs)
+    content = Shared(bundle.read_bytes(), outs)
+    tree = git(snapshot, "rev-parse", f"{workspace}^{{tree}}")
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in outs.items()}
     name = hashlib.sha256(json.dumps([head, tree, hashes], sort_keys=True).encode()).hexdigest()[:16]
     return content, name

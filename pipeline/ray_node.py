@@ -6,7 +6,6 @@ on from its checkpoint, when a point comes back to the node after a kill. What i
 """
 
 import getpass
-import json
 import os
 import shlex
 import shutil
@@ -26,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.git import git
 from pipeline.journal import journals
 from pipeline.outs import write_out
+from pipeline.progress import PointMse
 from pipeline.run import environment_of_stages
 
 # How long the last of a point's rows may take to reach MLflow, after which `make sync` tries once more.
@@ -54,9 +54,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a point ended: the test MSE, None if it failed; and what its stages printed."""
+    """How a point ended: its errors, None if it failed; and what its stages printed."""
 
-    test_mse: float | None
+    mse: PointMse | None
     log: str
 
 
@@ -66,11 +66,20 @@ def node_folder(sweep: str) -> Path:
     Raises:
         PipelineError: another user made that folder, and could change what is run there.
     """
-    own = Path(tempfile.gettempdir()) / f"ray-sweep-{getpass.getuser()}"
+    own = _own_folder()
     own.mkdir(mode=0o700, exist_ok=True)
     if own.is_symlink() or own.stat().st_uid != os.getuid():
         raise PipelineError(f"{own} is another user's; delete it")
     return own / sweep
+
+
+def _own_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"ray-sweep-{getpass.getuser()}"
+
+
+def log_path(sweep: str, experiment: str) -> Path:
+    """Where the stages of a point print while they run, on its node."""
+    return _own_folder() / sweep / f"{experiment}.log"
 
 
 def run_point(order: Order, shared: list[Any]) -> Outcome:
@@ -83,19 +92,19 @@ def run_point(order: Order, shared: list[Any]) -> Outcome:
     folder = node_folder(order.sweep)
     folder.mkdir(exist_ok=True)
     clone = folder / order.experiment
-    log_path = folder / f"{order.experiment}.log"
+    log_file = log_path(order.sweep, order.experiment)
     # The stages of an earlier try may still be ending.
     with FileLock(folder / f"{order.experiment}.lock"):
         if not (clone / "ready").exists():
             make_clone(clone, prepare_node(folder, shared), order.params)
-        with log_path.open("ab") as log:
+        with log_file.open("ab") as log:
             ok = all(run_stage(name, clone, order, log) for name in order.commands) and is_delivered(clone, order, log)
-        text = log_path.read_bytes()[-LONGEST_LOG:].decode(errors="replace")
+        text = log_file.read_bytes()[-LONGEST_LOG:].decode(errors="replace")
         if not ok:
             return Outcome(None, text)
-        mse = json.loads((clone / "reports/evaluate.json").read_text())["test"]["mse"]
+        mse = PointMse.read(lambda path: (clone / path).read_text())
         shutil.rmtree(clone)
-        log_path.unlink()
+        log_file.unlink()
     return Outcome(mse, text)
 
 
@@ -163,7 +172,7 @@ def stage_environment(order: Order) -> dict[str, str]:
     Ray sets the number of OpenMP's threads, which is `train.threads`' to say.
     """
     inherited = environment_of_stages()
-    for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
+    for name in ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_TOKEN"):
         inherited.pop(name, None)
     return inherited | order.environment
 

@@ -3,15 +3,17 @@
     python -m pipeline.sweep [-S NAME=VALUE,VALUE …] [--jobs N] [--name NAME] [--engine ray [--address ADDRESS]]
 
 Without -S the grid is six bottleneck sizes × three seeds. A point is known by its parameters and the code: one
-that is done is not run again, and one that was stopped goes on from its checkpoint, so the same command goes on
-where the last one was interrupted. The points run in copies of the workspace as it is at the start, so that it
-may be changed meanwhile. Exit code 1: some points failed; the others were run all the same.
+that is done is not run again, and one that was stopped resumes from its checkpoint, so the same command resumes
+an interrupted sweep. The sweep copies the workspace before it names its points, and runs them in such copies: an edit
+after the start changes nothing. Exit code 1: some points failed; the others were run all the same.
 """
 
 import argparse
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from pipeline.errors import BUG, PipelineError, run_command
 from pipeline.grid import DEFAULT_GRID, LOGS, Point, default_name, make_points, parse_grid
 from pipeline.journal import one_line
 from pipeline.repository import main_root
-from pipeline.run import dvc
+from pipeline.run import environment_of_stages
 from pipeline.store import open_store
 from pipeline.sync import sync
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SWEEP_TAG = "sweep"
+# Between the names of a run's sweeps.
+SEPARATOR = " | "
 
 
 def main() -> None:
@@ -55,18 +59,23 @@ def main() -> None:
     if arguments.address and arguments.engine != "ray":
         raise PipelineError("--address is that of a Ray cluster: --engine ray")
     grid = parse_grid(arguments.set_param or DEFAULT_GRID)
-    points = make_points(grid)
     name = arguments.name or default_name(grid)
+    if "|" in name:
+        raise PipelineError(f"--name must not contain |, which separates the names of a run's sweeps; got {name!r}")
 
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(LOGS / "lock", timeout=0):
-            if arguments.engine == "ray":
-                failed = sweep_on_ray(points, arguments.jobs, name, arguments.address)
-            else:
-                failed = sweep(points, arguments.jobs or dvc_engine.default_jobs(points), name)
+        with FileLock(LOGS / "lock", timeout=0), processes.sigterm_as_exit():
+            mend_torn_locks(Path())
+            with dvc_engine.copies(main_root(), 1) as (snapshot,):
+                with chdir(snapshot):
+                    points = make_points(grid)
+                if arguments.engine == "ray":
+                    failed = sweep_on_ray(points, snapshot, arguments.jobs, name, arguments.address)
+                else:
+                    failed = sweep(points, snapshot, arguments.jobs or dvc_engine.default_jobs(points), name)
     except Timeout:
         raise PipelineError("another sweep is running in this repository") from None
     if failed:
@@ -74,36 +83,35 @@ def main() -> None:
         sys.exit(1)
 
 
-def sweep(points: list[Point], jobs: int, name: str) -> list[Point]:
-    """Run what is not done yet as DVC experiments, and tag the rows of all that is; the points that failed."""
-    prepare(points)
-    if tracking.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
-        attempt(sync)  # DVC will not run the workspace's own point again
+def sweep(points: list[Point], snapshot: Path, jobs: int, name: str) -> list[Point]:
+    """Run what is not done yet as DVC experiments, and tag the runs of all that is; the points that failed."""
     done = dvc_engine.finished(points)
     waiting = [point for point in points if point.experiment not in done]
     announce(points, waiting, name, f"{jobs} at once")
+    prepare(waiting, snapshot)
+    if tracking.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
+        attempt(sync)  # DVC will not run the workspace's own point again
     try:
-        with processes.sigterm_as_exit(), dvc_engine.copies(min(jobs, len(waiting))) as folders:
-            return dvc_engine.run_points(waiting, folders, n_points=len(points))
+        with dvc_engine.copies(snapshot, min(jobs, len(waiting)) - 1) as others:
+            return dvc_engine.run_points(waiting, [snapshot, *others], n_points=len(points))
     finally:
         if tracking.is_on():
             attempt(lambda: tag_rows(points, name))
 
 
-def sweep_on_ray(points: list[Point], jobs: int | None, name: str, address: str | None) -> list[Point]:
+def sweep_on_ray(points: list[Point], snapshot: Path, jobs: int | None, name: str, address: str | None) -> list[Point]:
     """`sweep`, with Ray: the points that failed."""
     ray_engine.check(points, address)
-    prepare(points)
     client, experiment_id = open_store()
     ray_engine.settle(client, experiment_id, points)
     done = ray_engine.finished(client, experiment_id, points)
     waiting = [point for point in points if point.experiment not in done]
     announce(points, waiting, name, f"on Ray at {address or 'this machine'}")
+    prepare(waiting, snapshot)
     try:
-        with processes.sigterm_as_exit():
-            if not waiting:
-                return []
-            return ray_engine.run_points(client, experiment_id, waiting, jobs, address, n_points=len(points))
+        if not waiting:
+            return []
+        return ray_engine.run_points(client, experiment_id, waiting, snapshot, jobs, address, n_points=len(points))
     finally:
         attempt(lambda: conclude(client, experiment_id, points, name))
 
@@ -118,11 +126,23 @@ def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], na
         print(f"the lowest validation MSE has {best.name}; to bring it here: {ray_engine.command_for(best)}")
 
 
-def prepare(points: list[Point]) -> None:
-    """What all points share is done before them, once."""
-    mend_torn_locks(Path())
-    if not any(name.startswith("data.") for name in points[0].changes):
-        dvc("repro", "--quiet", "baselines")
+def prepare(points: list[Point], snapshot: Path) -> None:
+    """Run once what all points share: for them in the snapshot, and in the workspace for `make compare`.
+
+    Raises:
+        PipelineError: it fails in the snapshot.
+    """
+    if points and not any(name.startswith("data.") for name in points[0].changes):
+        reproduce_baselines(snapshot)
+        attempt(lambda: reproduce_baselines(main_root()))
+
+
+def reproduce_baselines(folder: Path) -> None:
+    command = [*dvc_engine.DVC, "repro", "baselines"]
+    # What DVC says of success goes to stdout, of errors to stderr.
+    done = subprocess.run(command, cwd=folder, env=environment_of_stages(), stdout=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise PipelineError(f"`dvc repro baselines` failed in {folder}; see the error above")
 
 
 def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:
@@ -164,12 +184,12 @@ def tag_rows(points: list[Point], name: str) -> None:
 def tag_row(client: "MlflowClient", row: "Run", name: str) -> None:
     """Add a sweep's name to those of a row."""
     if name not in (names := sweeps_of(row.data.tags)):
-        client.set_tag(row.info.run_id, SWEEP_TAG, " | ".join([*names, name]))
+        client.set_tag(row.info.run_id, SWEEP_TAG, SEPARATOR.join([*names, name]))
 
 
 def sweeps_of(tags: dict[str, str]) -> list[str]:
     """The names of the sweeps that a row belongs to."""
-    return tags[SWEEP_TAG].split(" | ") if SWEEP_TAG in tags else []
+    return tags[SWEEP_TAG].split(SEPARATOR) if SWEEP_TAG in tags else []
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import clones, dvc_engine
-from tests.helpers import git
+from tests.helpers import git, run
 
 
 def test_files_written_anew_to_the_same_bytes_are_no_change(workspace: Path) -> None:
@@ -34,12 +34,15 @@ def test_a_clone_has_the_workspaces_changes_as_changes(workspace: Path, tmp_path
 def test_a_shallow_repository_makes_copies_too(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CI checks one out: a sweep's copies have what differs from its only commit."""
+    """As CI checks one out: a sweep's copies, and copies of these, have what differs from its only commit."""
     (workspace / "README.md").write_text("a second commit\n")
     git(workspace, "commit", "-q", "-a", "-m", "second")
     git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
     monkeypatch.chdir(tmp_path / "shallow")
     Path("params.yaml").write_text("changed\n")
-    with dvc_engine.copies(1) as (copy,):
-        assert (copy / "params.yaml").read_text() == "changed\n"
-        assert git(copy, "status", "--porcelain") == " M params.yaml\n"
+    with dvc_engine.copies(Path.cwd(), 1) as (copy,), dvc_engine.copies(copy, 1) as (second,):
+        for folder in (copy, second):
+            assert (folder / "params.yaml").read_text() == "changed\n"
+            assert git(folder, "status", "--porcelain") == " M params.yaml\n"
+            assert run(folder, "dvc", "cache", "dir").stdout.strip() == str(Path.cwd() / ".dvc/cache")
+    assert list(Path(".dvc/tmp/exps").iterdir()) == []

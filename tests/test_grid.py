@@ -1,5 +1,6 @@
 """The points of a sweep."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,34 @@ def test_any_parameter_makes_a_grid(workspace: Path) -> None:
     )
 
 
+def test_a_point_is_given_to_dvc_as_it_was_given_to_the_sweep(workspace: Path) -> None:
+    """Text, null and lists as `dvc exp run -S` reads them; a name that is a file's whatever the number of parameters."""
+    arguments = ["model.n_layers=null model.hidden_sizes=[64,32],[32] train.precision=float32"]
+    arguments += [
+        "data.train_ratio=0.7,0.8 train.lr=0.001,0.002 train.weight_decay=0.01,0.02 train.adam_beta2=0.9,0.95"
+    ]
+    point = grids.make_points(grids.parse_grid(arguments))[0]
+    assert point.settings[:6] == [
+        *("-S", "model.n_layers=null"),
+        *("-S", "model.hidden_sizes=[64, 32]"),
+        *("-S", 'train.precision="float32"'),
+    ]
+    assert re.fullmatch(r"[\w.-]{1,117}", point.experiment)
+    assert point.experiment.endswith(f"-{point.digest}")
+
+
+def test_a_sweep_is_named_after_its_grid() -> None:
+    """The parameters that vary, and the values of those that do not."""
+    grid = grids.parse_grid(["model.bottleneck_size=2,4 train.seed=0,1 train.device=cpu"])
+    assert grids.default_name(grid) == "bottleneck_size,seed,device=cpu"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train.lr"], "-S wants a parameter and its values, as train.lr=0.001,0.005; got 'train.lr'"),
         (["train.lr=1", "train.lr=2"], "train.lr is given twice"),
-        (["train.lr=0.1,-1"], r"train.lr: must be greater than 0, got -1"),
+        (["train.lr=0.1,-1"], r"^-S \(GRID\) train.lr=-1 gives .*\n  train.lr: must be greater than 0, got -1"),
         (["train.rate=1"], r"train.rate: unknown key"),
         (["train.lr=[1"], "is not a list of values"),
     ],
@@ -49,6 +72,22 @@ def test_a_grid_that_makes_no_sense_is_one_message(workspace: Path, arguments: l
     """Before anything runs."""
     with pytest.raises(PipelineError, match=message):
         grids.make_points(grids.parse_grid(arguments))
+
+
+def test_what_is_wrong_in_params_yaml_is_not_blamed_on_the_grid(workspace: Path) -> None:
+    """A value that the grid does not vary."""
+    write_params(small_params(), workspace)
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("precision: float32", "precision: half"))
+    with pytest.raises(PipelineError, match=r"^params\.yaml holds values .*\n  train.precision"):
+        grids.make_points(grids.parse_grid(["train.seed=0,1"]))
+
+
+def test_seeds_that_agree_in_32_bits_are_two_points(workspace: Path) -> None:
+    """As 42195 and 44273 did: the hash has 64 bits, and a grid has as many points as it has seeds."""
+    points = grids.make_points(grids.parse_grid(["train.seed=42195,44273"]))
+    assert len(points) == 2
+    assert all(len(point.digest) == 16 for point in points)
 
 
 def test_a_point_is_known_by_parameters_and_code(workspace: Path) -> None:
@@ -87,21 +126,14 @@ def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path
     stages["evaluate"] = {"deps": [weights | {"md5": "old"}]}  # as `dvc exp run train` leaves it
     assert grids.digest_in_lock({"stages": stages}) is None
     del stages["evaluate"]
+    train_section = sections.pop("train")
+    single = {f"train.{name}": value for name, value in train_section.items()}
+    stages["evaluate"] = {"params": {"params.yaml": single}}  # a stage may read single values of a section
+    assert grids.digest_in_lock({"stages": stages}) == point.digest
+    del stages["evaluate"]
+    sections["train"] = train_section
     code[0]["md5"] = "other"
     assert grids.digest_in_lock({"stages": stages}) not in (None, point.digest)
     sections["train"]["lr"] = -1
     assert grids.digest_in_lock({"stages": stages}) is None
     assert grids.digest_in_lock({}) is None
-
-
-def test_the_hash_is_read_off_a_sweeps_names_alone() -> None:
-    """DVC's own names for experiments, and those that users choose, say nothing of the point."""
-    names = {
-        "k-2-seed-0-0a1b2c3d": "0a1b2c3d",
-        "digits-k-2-seed-0-lr-0.001-0a1b2c3d": "0a1b2c3d",
-        "tepid-fado": None,
-        "my-experiment": None,
-        "try-20261127": None,
-        "0a1b2c3d": None,
-    }
-    assert {name: grids.digest_in_name(name) for name in names} == names

@@ -5,10 +5,12 @@ import pty
 import subprocess
 import sys
 import termios
+import time
+from pathlib import Path
 
 import pytest
 
-from pipeline.progress import SweepProgress, announce_dataset
+from pipeline.progress import PointMse, Running, SweepProgress, announce_dataset
 from tests.helpers import PROJECT, environment, small_params
 
 EPOCHS = """
@@ -22,12 +24,12 @@ for epoch in (1, 2, 3):
 """
 
 
-def on_a_terminal(**changes: str) -> str:
-    """All that a real terminal receives from training."""
+def on_a_terminal(code: str = EPOCHS, **changes: str) -> str:
+    """All that a real terminal receives."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     with subprocess.Popen(
-        [sys.executable, "-c", EPOCHS],
+        [sys.executable, "-c", code],
         cwd=PROJECT,
         env=environment(**changes),
         stdout=theirs,
@@ -87,11 +89,64 @@ def test_digits_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Done, running, failed, and the time left after what points took so far and how many run at once."""
+def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Done, failed, and the time left after what points took so far and how many run at once."""
     progress = SweepProgress(n_points=18, jobs=2, n_done=8)
-    progress.on_end("digits k=2 seed=0", 0.0338, "a.log", 60, running=["digits k=4 seed=0"])
+    log = tmp_path / "b.log"
+    running = [Running("digits k=4 seed=0", log, time.monotonic() - 30)]
+    progress.on_end("digits k=2 seed=0", PointMse(0.0338, 0.0341), Path("a.log"), 60, running)
     assert capsys.readouterr().out == (
-        "digits k=2 seed=0: test MSE 0.0338 in 60 s   "
-        "(9 of 18 done; running: digits k=4 seed=0; failed: 0; about 4.5 min left)\n"
+        "digits k=2 seed=0: valid MSE 0.0338 (test 0.0341) in 60 s   (9 of 18 done; failed: 0; about 4.5 min left)\n"
     )
+    log.write_text("epoch 1/20: train MSE 1\nepoch 10/20: train MSE 1\n")  # half of one of the nine
+    progress.on_end("digits k=8 seed=0", None, Path("a.log"), 20, running)
+    assert capsys.readouterr().out == (
+        "digits k=8 seed=0: FAILED, see a.log, in 20 s   (9 of 18 done; failed: 1; about 2.5 min left)\n"
+    )
+
+
+def test_a_sweep_shows_the_running_points_before_one_has_ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their epochs, a log, and the time left by the epochs; in a log at once, then a line a minute at most."""
+    progress = SweepProgress(n_points=3, jobs=1)
+    log = tmp_path / "k-2.log"
+    log.write_text("Running stage 'train'\n")
+    clock = time.monotonic() + 1000
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    running = [Running("k=2 seed=0", log, clock - 50)]
+    progress.show([])
+    progress.show(running)
+    assert capsys.readouterr().out == f"0 of 3 done; running: k=2 seed=0; log: {log}\n"
+    log.write_text("epoch  1/20: train MSE 0.1\nepoch  5/20: train MSE 0.1\nand more\n")
+    progress.show(running)
+    assert capsys.readouterr().out == ""
+    clock += 61
+    progress.show([running[0]._replace(started=clock - 50)])
+    assert capsys.readouterr().out == (
+        f"0 of 3 done; running: k=2 seed=0 (epoch 5/20); about 9.2 min left; log: {log}\n"
+    )
+
+
+SWEEP = """
+import time
+from pathlib import Path
+from pipeline.progress import PointMse, Running, SweepProgress
+progress = SweepProgress(n_points=2, jobs=1)
+log = Path("no.log")
+for epoch in range(2):
+    progress.show([Running(f"k={epoch}" + 200 * "x", log, time.monotonic())])
+    time.sleep(0.6)
+progress.on_end("k=2", PointMse(0.1, 0.2), log, 1, [])
+"""
+
+
+def test_a_terminal_has_one_line_of_a_sweep_that_changes() -> None:
+    """It is written over in place, cut to the terminal's width, and gives way to the line of a point that ended."""
+    shown = on_a_terminal(SWEEP)
+    clear = "\r\x1b[K"
+    first, second, end = shown.split(clear)[1:]
+    assert first.startswith("0 of 2 done; running: k=0x")
+    assert second.startswith("0 of 2 done; running: k=1x")
+    assert len(first) == len(second) == 99
+    assert end.startswith("k=2: valid MSE 0.1000 (test 0.2000) in 1 s")

@@ -1,9 +1,13 @@
 """`make sweep ENGINE=ray`: the same points on Ray, run for real on digits with a small network."""
 
 import getpass
+import os
+import re
 import signal
 import subprocess
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from pipeline import ray_engine, sweep
 from pipeline.errors import PipelineError
 from pipeline.grid import make_points, parse_grid
 from pipeline.store import open_store
-from tests.helpers import git, rows, run, small_params, start, wait_until, write_params
+from tests.helpers import environment, files_with, git, rows, run, small_params, start, wait_until, write_params
 
 pytest.importorskip("ray", reason="Ray is not installed: make setup-cluster")
 
@@ -54,11 +58,11 @@ def children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def listening(process: psutil.Process) -> set[str]:
-    """The addresses on which a process listens."""
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """The addresses and ports on which a process listens."""
     with suppress(psutil.Error):
         found = [it for it in process.net_connections("inet") if it.status == psutil.CONN_LISTEN]
-        return {it.laddr.ip.removeprefix("::ffff:") for it in found}
+        return {(it.laddr.ip.removeprefix("::ffff:"), it.laddr.port) for it in found}
     return set()
 
 
@@ -87,6 +91,20 @@ def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "half")
     with pytest.raises(PipelineError, match=r"PIPELINE_GPUS_PER_POINT must be a number of GPUs .* got 'half'"):
         ray_engine.check(points, None)
+
+
+@pytest.mark.parametrize(
+    ("device", "share", "gpus"),
+    [("cpu", None, 0), ("cuda", None, 1), ("auto", None, 1), ("cuda", "0.25", 0.25), ("cpu", "0.25", 0)],
+)
+def test_a_point_takes_a_gpu_unless_it_trains_on_the_cpu(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, device: str, share: str | None, gpus: float
+) -> None:
+    """One, or the share that PIPELINE_GPUS_PER_POINT names."""
+    if share is not None:
+        monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", share)
+    (point,) = make_points({"train.device": [device]})
+    assert ray_engine.gpus_of(point) == gpus
 
 
 def test_a_shallow_clone_is_one_message(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,20 +187,84 @@ def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> N
 
 
 @pytest.mark.slow
-def test_nothing_of_ray_listens_beyond_loopback(workspace: Path) -> None:
-    """While a sweep runs on Ray of its own."""
-    driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300")
-    try:
-        wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
-        family = psutil.Process(driver.pid).children(recursive=True)
-        addresses = set().union(*map(listening, family))
-    finally:
-        driver.terminate()
-        out, err = driver.communicate(timeout=180)
-    assert addresses == {"127.0.0.1"}
-    assert "the same command goes on" in err
+def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
+    """While a sweep runs on its own Ray, that listens only on loopback and refuses whoever lacks the token, another
+    user among them, who cannot enter its folder either. The token is on no command line and in no file."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        Path(folder).chmod(0o755)
+        driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300", TMPDIR=folder)
+        try:
+            wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
+            family = psutil.Process(driver.pid).children(recursive=True)
+            servers = set().union(*map(listening, [psutil.Process(driver.pid), *family]))
+            ports = sorted(port for _, port in servers)
+            with ThreadPoolExecutor(len(ports)) as pool:
+                answers = dict(zip(ports, pool.map(without_token, ports), strict=True))
+            (private,) = set(Path(folder).glob("ray-*")) - set(Path(folder).glob("ray-sweep-*"))
+            mode = private.stat().st_mode & 0o777
+            (token,) = {process.environ().get("RAY_AUTH_TOKEN") for process in family if "raylet" in process.name()}
+            assert token is not None
+            found = [line for line in map(command, family) if token in line]
+            found += map(str, files_with(token, Path(folder), workspace))
+            if os.getuid() == 0:
+                (gcs,) = [port for port, by_method in answers.items() if "NodeInfoGcsService/GetClusterId" in by_method]
+                refused = as_nobody(f"import ray; ray.init('127.0.0.1:{gcs}')")
+                assert "AuthenticationError" in refused
+                assert subprocess.run(["ls", private], user="nobody", group="nogroup", extra_groups=[]).returncode != 0
+        finally:
+            driver.terminate()
+            out, err = driver.communicate(timeout=180)
+        assert not private.exists()
+    assert {address for address, _ in servers} == {"127.0.0.1"}
+    assert all(answers.values())
+    assert {status for by_method in answers.values() for status in by_method.values()} == {"16", "401"}
+    assert set().union(*answers.values()) == set(METHODS)
+    assert mode == 0o700
+    assert found == []
+    assert token not in out + err
+    assert "the same command resumes" in err
     assert "Traceback" not in out + err
     wait_until(lambda: statuses(workspace) == ["KILLED"])
+
+
+# One of each kind of Ray's servers: of the cluster, of a node, of its objects, of a worker, of its environments.
+METHODS = (
+    "NodeInfoGcsService/GetClusterId",
+    "NodeManagerService/RequestWorkerLease",
+    "ObjectManagerService/Pull",
+    "CoreWorkerService/PushTask",
+    "",
+)
+
+
+def without_token(port: int) -> dict[str, str]:
+    """{method: status} of the methods that a server knows, called without a token: gRPC's 16 or HTTP's 401 refuse."""
+    answers = {}
+    for method in METHODS:
+        grpc = ["--http2-prior-knowledge", "-H", "content-type: application/grpc", "--data-binary", "@-"]
+        url = f"http://127.0.0.1:{port}/ray.rpc.{method}"
+        # An empty message.
+        done = subprocess.run(
+            ["curl", "-s", "-i", "-m", "5", *(grpc if method else []), url], input=b"\0" * 5, capture_output=True
+        )
+        status = re.search(rb"^grpc-status: (\d+)" if method else rb"^HTTP/1.1 (\d+)", done.stdout, re.MULTILINE)
+        if status is not None and status[1] != b"12":  # not implemented
+            answers[method] = status[1].decode()
+    return answers
+
+
+def as_nobody(code: str) -> str:
+    """What Python prints for another user, who may read all files, for Python's own may lie in root's home."""
+    capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    done = subprocess.run(
+        ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *capability, sys.executable, "-c", code],
+        cwd="/",
+        env=environment(HOME="/", RAY_NUM_REDIS_GET_RETRIES="1", RAY_USAGE_STATS_ENABLED="0"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.helpers import environment, rows, run, start, wait_until
+from pipeline import dvc_engine, provenance, sweep
+from pipeline.errors import PipelineError
+from pipeline.grid import make_points
+from pipeline.params import load_params
+from pipeline.store import open_store
+from tests.helpers import environment, git, rows, run, small_params, start, wait_until, write_params
 
 
 @pytest.mark.slow
@@ -17,7 +23,7 @@ def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
     grid = ["-S", "model.bottleneck_size=2,3", "-S", "train.seed=0,1", "-S", "train.device=cpu", "--jobs", "2"]
     done = run(workspace, "pipeline.sweep", *grid)
     assert "4 points, 0 done, 4 to run, 2 at once" in done.stdout
-    assert "4 of 4 done; running: none; failed: 0" in done.stdout
+    assert "4 of 4 done; failed: 0" in done.stdout
     found = rows(workspace)
     assert sorted(row.info.run_name for row in found) == [
         f"digits k={k} seed={seed}" for k in (2, 3) for seed in (0, 1)
@@ -48,21 +54,79 @@ def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -
     grid = ["-S", "train.seed=0,1 train.n_epochs=300", "--jobs", "1"]
     process = start(workspace, "pipeline.sweep", *grid)
     assert process.stdout is not None
+    start_line = next(line for line in process.stdout if line.startswith("0 of 2 done; running: digits k=2 seed=0"))
+    assert "log: .dvc/tmp/sweep/digits-k-2-seed-0-" in start_line  # before any point ended
     first = next(line for line in process.stdout if line.startswith("digits k="))
-    assert first.startswith("digits k=2 seed=0 n_epochs=300: test MSE")
+    assert first.startswith("digits k=2 seed=0 n_epochs=300: valid MSE")
     wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=180)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert "points are done, the same command goes on" in err
+    assert "points are done; the same command resumes" in err
     assert "Traceback" not in out + err
-    n_done = 1 + out.count("test MSE")
+    n_done = 1 + out.count(": valid MSE")
     wait_until(lambda: [row.info.status for row in rows(workspace)].count("KILLED") == 1)
     assert not list((workspace / ".dvc/tmp/exps").iterdir())
     again = run(workspace, "pipeline.sweep", *grid)
     assert f"2 points, {n_done} done, {2 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
     assert sorted(finished) == [f"digits k=2 seed={seed} n_epochs=300" for seed in (0, 1)]
+
+
+@pytest.mark.slow
+def test_an_edit_while_a_sweep_starts_makes_no_false_experiment(workspace: Path) -> None:
+    """The experiment and its run hold the parameters that its name was made of, those of the sweep's start."""
+    lr = load_params().train.lr
+    process = start(workspace, "pipeline.sweep", "-S", "train.seed=0")
+    wait_until(lambda: "baselines" in str([child.cmdline() for child in psutil.Process(process.pid).children()]))
+    write_params(small_params(train__lr=2 * lr))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    (commit,) = provenance.experiments().values()
+    write_params(small_params(train__lr=lr))
+    (point,) = make_points({"train.seed": [0]})
+    assert list(provenance.experiments()) == [(git(workspace, "rev-parse", "HEAD").strip(), point.experiment)]
+    assert dvc_engine.finished([point]) == {point.experiment: commit}
+    (row,) = rows(workspace)
+    assert float(row.data.params["train.lr"]) == lr
+    assert row.data.tags["sweep"] == "seed=0"
+
+
+def test_a_name_is_no_proof(workspace: Path) -> None:
+    """An experiment with a point's name and another point's dvc.lock does not make the point done."""
+    (point,) = make_points({"train.seed": [0]})
+    head = git(workspace, "rev-parse", "HEAD").strip()
+    git(workspace, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{point.experiment}", head)
+    assert dvc_engine.finished([point]) == {}
+
+
+@pytest.mark.parametrize("name", ["a | b", "a |", "|"])
+def test_a_name_with_the_separator_of_names_is_one_message(workspace: Path, name: str) -> None:
+    """It would be several names when it is read back, and be added at each repetition."""
+    done = run(workspace, "pipeline.sweep", "--name", name, ok=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: --name must not contain |, which separates the names of a run's sweeps; got {name!r}\n"
+    )
+
+
+def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> None:
+    """Each once, however often the sweep is repeated."""
+    client, experiment_id = open_store()
+    run_id = client.create_run(experiment_id).info.run_id
+    for name in ("k=30, 300 epochs", "second", "k=30, 300 epochs", "second"):
+        sweep.tag_row(client, client.get_run(run_id), name)
+    assert sweep.sweeps_of(client.get_run(run_id).data.tags) == ["k=30, 300 epochs", "second"]
+    assert sweep.sweeps_of({}) == []
+
+
+def test_what_stops_prepare_is_shown(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """DVC's own error, then where it was."""
+    points = make_points({"train.seed": [0]})
+    (workspace / "dvc.yaml").write_text("stages: 5\n")
+    with pytest.raises(PipelineError, match=f"`dvc repro baselines` failed in {workspace}; see the error above"):
+        sweep.prepare(points, workspace)
+    assert "dvc.yaml" in capfd.readouterr().err
 
 
 @pytest.mark.slow
