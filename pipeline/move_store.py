@@ -14,17 +14,23 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import sqlalchemy as sa
-from filelock import FileLock
 
 from pipeline import postgres
 from pipeline.errors import PipelineError, run_command
 from pipeline.journal import journals, one_line
 from pipeline.processes import sigterm_as_exit
 from pipeline.repository import main_root
-from pipeline.store import follow_a_moved_repository, store_name, tracking_uri, upgrade_command
+from pipeline.store import (
+    follow_a_moved_repository,
+    local_path,
+    locked,
+    sqlite_file,
+    store_name,
+    tracking_uri,
+    upgrade_command,
+)
 
 VERSION_TABLE = "alembic_version"
 # What MLflow writes into a new database: the experiment 0, and a workspace.
@@ -52,7 +58,7 @@ def main() -> None:
 
     root = main_root()
     file = store_to_move(root)
-    with sigterm_as_exit(), postgres.running(folder) as database, FileLock(root / ".mlflow.lock"):
+    with sigterm_as_exit(), postgres.running(folder) as database, locked(f"sqlite:///{file}"):
         address = database.address(postgres.RUNS)
         source, target = sa.create_engine(f"sqlite:///{file}"), sa.create_engine(address)
         try:
@@ -79,8 +85,8 @@ def store_to_move(root: Path) -> Path:
         PipelineError: it is none, it is not there, or runs wait to be written to it.
     """
     uri = tracking_uri(root)
-    file = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///"):
+    file = sqlite_file(uri)
+    if file is None:
         raise PipelineError("MLFLOW_TRACKING_URI names no sqlite store; unset it to move the repository's own")
     if not file.is_file():
         raise PipelineError(f"there is no store to move: {file}")
@@ -187,7 +193,7 @@ def local_folder(address: str | None, root: Path) -> Path | None:
     parts = urlsplit(address or "")
     match parts.scheme:
         case "file":
-            return Path(url2pathname(parts.path))
+            return local_path(address or "")
         case "mlflow-artifacts":  # what MLflow's own server, started in the repository, wrote
             return root / "mlartifacts" / parts.path.lstrip("/")
         case "":

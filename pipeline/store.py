@@ -5,9 +5,11 @@ mlflow is imported where the store is opened: the stages ask for its name alone,
 
 import logging
 import os
+import re
 import sqlite3
 import ssl
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +38,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 DEFAULT_EXPERIMENT = "mnist-autoencoder"
 # Runs that a tracking server is asked for at once: it reads some 100 a second, and has to answer in time.
 PAGE = 100
-# Where MLflow's tables hold absolute addresses of artifacts.
+# Where MLflow's tables hold absolute addresses of a run's or a model's artifacts.
 ADDRESSES = (
-    ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
     ("model_versions", "source"),
@@ -55,7 +56,13 @@ def tracking_uri(root: Path) -> str:
 
 def is_server(uri: str) -> bool:
     """Whether an address is that of a tracking server, rather than of a database opened directly."""
-    return urlsplit(uri).scheme in ("http", "https")
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The absolute path of a sqlite store's file, from `tracking_uri`; None of any other store."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path.partition("?")[0])
 
 
 def answers(uri: str, seconds: float) -> bool:
@@ -74,9 +81,19 @@ def answers(uri: str, seconds: float) -> bool:
 
 def store_name(uri: str, root: Path) -> str:
     """An address as journals keep it: without credentials, and the same after the repository was moved."""
-    parts = urlsplit(uri)
-    path = parts.path if is_server(uri) else parts.path.replace(str(root), "")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path.rstrip('/')}"
+    if (file := sqlite_file(uri)) is not None:
+        return f"sqlite:///{file.relative_to(root) if file.is_relative_to(root) else file}"
+    if is_server(uri) and "@" not in uri:  # which spares a stage the import
+        return re.split(r"[?#]", uri)[0].rstrip("/")
+    from sqlalchemy.engine import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):  # MLflow will say so; no part of it is known to be harmless
+        return uri.partition(":")[0]
+    without = URL.create(url.drivername, host=(url.host or "").rpartition("@")[2], port=url.port, database=url.database)
+    return without.render_as_string().rstrip("/")
 
 
 def experiment_name() -> str:
@@ -112,7 +129,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     name = experiment or experiment_name()
     location = None if is_server(uri) else (root / "mlartifacts").as_uri()
     try:
-        with nullcontext() if is_server(uri) else FileLock(root / ".mlflow.lock"):
+        with locked(uri):
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient()
             found = client.get_experiment_by_name(name)  # refuses a store of an older MLflow
@@ -137,6 +154,23 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     except ImportError as error:
         hint = "what PostgreSQL needs: make setup-cluster"
         raise PipelineError(f"the MLflow store cannot be opened: {_reason(error)} ({hint})") from None
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """One process at a time on a database that is opened directly, whichever repositories and machines they work in."""
+    if (file := sqlite_file(uri)) is not None:
+        with FileLock(f"{file}.lock", mode=0o660):  # the group may share the store
+            yield
+    elif uri.startswith("postgresql"):
+        import sqlalchemy as sa
+
+        engine = sa.create_engine(uri, poolclass=sa.NullPool)
+        with engine.connect() as connection:  # its end frees the lock
+            connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('mlflow'))"))
+            yield
+    else:
+        yield
 
 
 def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
@@ -166,8 +200,8 @@ def _reason(error: Exception) -> str:
 
 def upgrade_command(uri: str) -> str:
     """The shell command that brings a store to this MLflow's schema, of a sqlite file after a copy."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
+    path = sqlite_file(uri)
+    if path is None:
         return 'mlflow db upgrade "$MLFLOW_TRACKING_URI" (after a backup)'
     return f"cp '{path}' '{path}.backup' && mlflow db upgrade '{uri}'"
 
@@ -175,11 +209,13 @@ def upgrade_command(uri: str) -> str:
 def follow_a_moved_repository(uri: str, root: Path) -> None:
     """Lead a sqlite store inside the repository to its artifacts after the folder was moved or copied.
 
-    MLflow keeps absolute addresses. Those under the `mlartifacts` of another repository, or of a folder
-    that is gone, are rewritten; called with the store's lock held.
+    MLflow keeps absolute addresses. One under another `mlartifacts` is rewritten where its artifacts are under this
+    repository's now: others may be in use by a clone that shares the store, or on a disk that is not mounted at
+    the moment. New runs follow where some run's artifacts did, or where there are none and the old folder is gone.
+    Called with the store's lock held.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not (uri.startswith("sqlite:///") and path.is_relative_to(root) and path.is_file()):
+    path = sqlite_file(uri)
+    if path is None or not (path.is_relative_to(root) and path.is_file()):
         return
     new = (root / "mlartifacts").as_uri()
     with closing(sqlite3.connect(path)) as database, database:
@@ -189,13 +225,21 @@ def follow_a_moved_repository(uri: str, root: Path) -> None:
         for (old,) in locations:
             if old is None or old == new or not old.endswith("/mlartifacts") or not old.startswith("file://"):
                 continue
-            old_root = Path(url2pathname(urlsplit(old).path)).parent
-            if old_root.exists() and not (old_root / ".dvc").is_dir():
-                continue  # somebody's choice
+            n_addresses = n_here = 0
             for table, column in ADDRESSES:
                 # Table and column are this module's own constants; the addresses are bound.
-                database.execute(
-                    f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "  # noqa: S608
-                    f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
-                    {"new": new, "old": old},
-                )
+                query = f"SELECT DISTINCT {column} FROM {table} WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                for (address,) in database.execute(query, (len(old) + 1, f"{old}/")).fetchall():
+                    n_addresses += 1
+                    here = new + address.removeprefix(old)
+                    if not local_path(here).exists():
+                        continue
+                    n_here += 1
+                    database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (here, address))  # noqa: S608
+            if n_here or not (n_addresses or local_path(old).parent.exists()):
+                database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (new, old))
+
+
+def local_path(address: str) -> Path:
+    """The path of a `file:` address."""
+    return Path(url2pathname(urlsplit(address).path))

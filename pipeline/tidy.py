@@ -18,8 +18,6 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import psutil
 
@@ -27,7 +25,7 @@ from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.errors import run_command
 from pipeline.journal import FOLDER, journals
 from pipeline.repository import main_root
-from pipeline.store import is_server, open_store, tracking_uri
+from pipeline.store import is_server, local_path, open_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +56,7 @@ def main() -> None:
         runs = deleted_runs(client, experiment_id)
         for run, models in runs:
             addresses = [run.info.artifact_uri, *(model.artifact_location for model in models)]
-            folders = [Path(url2pathname(urlsplit(uri).path)) for uri in addresses if uri.startswith("file:")]
+            folders = [local_path(uri) for uri in addresses if uri.startswith("file:")]
             total += show(f"deleted run {run.info.run_name}, {run.info.run_id}", folders)
         if remove and runs:
             delete_for_good(client, runs, tracking_uri(root))

@@ -127,7 +127,7 @@ def start(folder: Path, *command: str, **changes: str) -> subprocess.Popen[str]:
 
 def rows(project: Path) -> list[Run]:
     """All runs of a project's own store, the newest first."""
-    with FileLock(project / ".mlflow.lock"):  # two processes that make one store at the same time break it
+    with FileLock(project / "mlflow.db.lock"):  # two processes that make one store at the same time break it
         return stored(f"sqlite:///{project}/mlflow.db")
 
 

@@ -1,8 +1,13 @@
 """What is kept out of messages and diffs."""
 
+from pathlib import Path
+
 import pytest
 
+from pipeline import tracking
+from pipeline.journal import journals
 from pipeline.redaction import redact, redact_diff
+from tests.helpers import PROJECT, files_with, run, small_params
 
 
 def test_an_address_loses_its_credentials() -> None:
@@ -10,11 +15,20 @@ def test_an_address_loses_its_credentials() -> None:
     assert redact("at http://bob:pa55@host:5000/x and postgresql://ann:b@db/m") == (
         "at http://[removed]@host:5000/x and postgresql://[removed]@db/m"
     )
-    assert redact("see http://host:5000/#/a@b") == "see http://host:5000/#/a@b"
+    assert redact("postgresql://bob:pa/s#s?w@db/m") == "postgresql://[removed]@db/m"
+    assert redact("http://bob:p@55@host/x, postgresql://db/m?password=hunter2") == (
+        "http://[removed]@host/x, postgresql://db/m?password=[removed]"
+    )
+    for harmless in ("see http://host:5000/#/a@b", "http://[::1]:5000/x@y", "git@github.com:x/y"):
+        assert redact(harmless) == harmless
 
 
 @pytest.mark.parametrize(
-    "name", ["DB_PASSWORD", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "API_KEY", "PGPASSWORD", "MY_PWD"]
+    "name",
+    [
+        *("DB_PASSWORD", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "API_KEY", "PGPASSWORD", "MY_PWD"),
+        *("OPENAI_APIKEY", "DB_PW", "GITHUB_PAT", "SENTRY_DSN", "JWT", "AZURE_STORAGE_CONNECTION_STRING", "HTTP_AUTH"),
+    ],
 )
 def test_the_environments_secrets_are_removed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Values of variables whose names say that they are secret, wherever they stand."""
@@ -30,11 +44,72 @@ def test_a_password_in_an_address_of_the_environment_is_removed(monkeypatch: pyt
 
 def test_harmless_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that only sounds alike, and values too short to be told from other text."""
-    monkeypatch.setenv("KEYBOARD", "qwertz")
-    monkeypatch.setenv("MY_KEY", "a")
-    monkeypatch.setenv("PWD", "/app")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    assert redact("qwertz a /app/mlflow.db false") == "qwertz a /app/mlflow.db false"
+    for name in (
+        "KEYBOARD",
+        "MONKEY",
+        "COMPAT",
+        "PATH",
+        "MANPATH",
+        "PWD",
+        "OLDPWD",
+        "AUTHOR",
+        "TOKENIZERS_PARALLELISM",
+    ):
+        monkeypatch.setenv(name, "harmless")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("MY_KEY", "abc")
+    assert redact("harmless token abc") == "harmless token abc"
+
+
+def test_the_shortest_secret_has_four_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a variable, and as a password in an address there."""
+    monkeypatch.setenv("MY_KEY", "abcd")
+    monkeypatch.setenv("ANY_ADDRESS", "redis://bob:e/f#@host/0")
+    assert redact("abcd e/f# e/f") == "[removed] [removed] e/f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'auth=("bob", "{}")',
+        "HTTPBasicAuth('bob', '{}')",
+        "Authorization: Bearer {}",
+        'headers = {{"Authorization": "Basic {}"}}',
+        '"Server=db;User Id=bob;Password={}"',
+        "AccountName=x;AccountKey={};EndpointSuffix=y",
+        "host=db user=bob password={}",
+        'JWT = "{}"',
+        "GITHUB_PAT: {}",
+    ],
+)
+def test_a_password_is_known_by_what_stands_around_it(text: str) -> None:
+    """In headers, arguments and connection strings, of messages and of diffs."""
+    assert redact(text.format("horse7+staple")) == text.format("[removed]")
+    assert "horse" not in redact_diff(f"+{text.format('horse7+staple')}\n")
+
+
+def test_a_password_in_any_variables_connection_string_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it stands without the rest."""
+    monkeypatch.setenv("DATABASE", "Server=db;Password=horse7;User Id=bob")
+    assert redact("a horse7 b") == "a [removed] b"
+
+
+def test_a_password_with_special_characters_reaches_neither_journal_nor_terminal(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/`, `#` and `?` are valid in a database's address."""
+    address = "postgresql://bob:horse/staple#battery?7@127.0.0.1:1/runs"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    (results / "notes.py").write_text(f"engine = create_engine({address!r})\n")
+    tracking.log_evaluation(small_params())
+    (journal,) = journals(results)
+    assert journal.start()["store"] == "postgresql://127.0.0.1:1/runs"
+    done = run(results, "pipeline.sync", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 2
+    assert "the MLflow store cannot be opened" in done.stderr
+    for part in ("horse", "staple", "battery"):
+        assert files_with(part, results / ".mlflow-journal") == []
+        assert part not in done.stdout + done.stderr
 
 
 SECRET_LINES = [
@@ -62,4 +137,7 @@ def test_a_private_key_is_removed_from_its_beginning_to_its_end() -> None:
 def test_ordinary_code_stays() -> None:
     """A diff without secrets is kept letter by letter."""
     diff = "diff --git a/m.py b/m.py\n@@ -1 +1 @@\n-x = 1\n+y = fingerprint(params)  # key by key\n"
+    diff += (
+        "+pat = re.compile(x)\n+auth = None\n+# basic authentication of users\n+compat=True\n+def authenticate(x, y):\n"
+    )
     assert redact_diff(diff) == diff

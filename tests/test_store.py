@@ -1,5 +1,6 @@
 """Where the store is, and first use by several processes."""
 
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import postgres
 from pipeline import store as store_module
 from pipeline.errors import PipelineError
 from pipeline.store import DEFAULT_EXPERIMENT, open_store, search_all, store_name, tracking_uri
 from tests.helpers import PROJECT, environment, free_port
+from tests.team_server import server_folder
 
 
 def test_the_default_store_lies_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +44,24 @@ def test_a_journal_names_its_store_without_credentials(tmp_path: Path) -> None:
     assert store_name("postgresql://bob:hunter2@db:5432/runs?password=x", tmp_path) == "postgresql://db:5432/runs"
     assert store_name("http://bob:hunter2@host:5000", tmp_path) == "http://host:5000"
     assert store_name(f"sqlite:///{tmp_path}/mlflow.db", tmp_path) == store_name("sqlite:////x/mlflow.db", Path("/x"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("postgresql://bob:pa/s#s?w@db:5432/runs", "postgresql://db:5432/runs"),
+        ("http://bob:pa/s#s?w@host:5000/mlflow/", "http://host:5000/mlflow"),
+        ("http://host/a@b/?x=1#y", "http://host/a%40b"),
+        ("http://[::1]:5000/", "http://[::1]:5000"),
+        ("postgresql://bob:secret@db:port/runs", "postgresql"),
+        ("sqlite:////x/repository/runs #1.db", "sqlite:///runs #1.db"),
+        ("sqlite:////x/repository2/mlflow.db", "sqlite:////x/repository2/mlflow.db"),
+        ("sqlite:////y/x/repository/mlflow.db", "sqlite:////y/x/repository/mlflow.db"),
+    ],
+)
+def test_the_name_of_a_store_is_whole_and_holds_no_password(uri: str, name: str) -> None:
+    """Whatever characters a password or a path has; a folder next to the repository keeps its name."""
+    assert store_name(uri, Path("/x/repository")) == name
 
 
 def test_the_experiment_keeps_its_artifacts_under_the_root(
@@ -99,8 +120,57 @@ def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path)
     assert names == [DEFAULT_EXPERIMENT]
 
 
-def make_store(root: Path) -> str:
-    """A repository's own store with one run and one artifact; returns the run's id."""
+OPEN_AT_ONCE = (
+    "import sys\n"
+    "import mlflow\n"
+    "from pipeline.store import open_store\n"
+    "print('ready', flush=True)\n"
+    "sys.stdin.readline()\n"
+    "print(open_store()[1])\n"
+)
+
+
+def open_at_once(uri: str, *roots: Path) -> list[tuple[int, str]]:
+    """Exit code and experiment of processes in several repositories that open one store at the same moment."""
+    for root in roots:
+        (root / ".dvc").mkdir(parents=True)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_AT_ONCE],
+            cwd=root,
+            env=environment(PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=uri),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for root in roots
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120)[0].strip() for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+
+
+def test_two_clones_may_create_one_store_at_once(tmp_path: Path) -> None:
+    """The lock lies next to what they share, the database."""
+    uri = f"sqlite:///{tmp_path}/shared.db"
+    assert open_at_once(uri, tmp_path / "one", tmp_path / "two") == [(0, "1"), (0, "1")]
+
+
+def test_two_clones_may_create_tables_in_one_postgresql_at_once(tmp_path: Path) -> None:
+    """Where its address is given directly the database itself holds the lock."""
+    with server_folder() as folder, postgres.running(folder) as database:
+        uri = database.address(postgres.RUNS)
+        assert open_at_once(uri, tmp_path / "one", tmp_path / "two") == [(0, "1"), (0, "1")]
+
+
+def make_store(root: Path, **variables: str) -> str:
+    """A store, the repository's own by default, with one run and one artifact; returns the run's id."""
     (root / ".dvc").mkdir(parents=True)
     code = (
         "from pipeline.store import open_store\n"
@@ -112,7 +182,7 @@ def make_store(root: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=root,
-        env=environment(PYTHONPATH=str(PROJECT)),
+        env=environment(PYTHONPATH=str(PROJECT), **variables),
         capture_output=True,
         text=True,
         check=True,
@@ -132,6 +202,42 @@ def test_a_moved_repository_keeps_its_artifacts(tmp_path: Path, monkeypatch: pyt
     assert new.info.artifact_uri.startswith((tmp_path / "new place/mlartifacts").as_uri())
     client.log_text(new.info.run_id, "new", "note.txt")
     assert not (tmp_path / "old place").exists()
+
+
+def test_a_shared_store_keeps_each_clones_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an experiment that another clone made, also while that clone's disk is not mounted."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    own = make_store(tmp_path / "owner")
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/owner/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "theirs"}
+    other = make_store(tmp_path / "other", **variables)
+    monkeypatch.chdir(tmp_path / "owner")
+    open_store()
+    (tmp_path / "other").rename(tmp_path / "unmounted")
+    open_store()
+    (tmp_path / "unmounted").rename(tmp_path / "other")
+    client, _ = open_store("theirs")
+    for run_id in (own, other):
+        assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt"]
+    experiment = client.get_experiment_by_name("theirs")
+    assert experiment is not None
+    assert experiment.artifact_location == (tmp_path / "other/mlartifacts").as_uri()
+
+
+def test_a_copied_repository_uses_its_own_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the first one is still there; an experiment without runs follows a repository that was moved."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_id = make_store(tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    client, _ = open_store()
+    assert client.get_run(run_id).info.artifact_uri.startswith((tmp_path / "copy/mlartifacts").as_uri())
+    client.delete_run(run_id)
+    with closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute("DELETE FROM runs")
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    client, experiment_id = open_store()
+    assert client.get_experiment(experiment_id).artifact_location == (tmp_path / "moved/mlartifacts").as_uri()
 
 
 def test_a_deleted_experiment_is_an_error_with_the_way_back(
@@ -163,7 +269,7 @@ def test_a_database_without_its_library_is_an_error(tmp_dir: Path, monkeypatch: 
 
 
 def test_artifacts_that_somebody_put_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only addresses of a repository, or of a folder that is gone, are rewritten."""
+    """Without artifacts under the repository there is nothing to follow."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     make_store(tmp_path / "repository")
     (tmp_path / "big disk/mlartifacts").mkdir(parents=True)
