@@ -3,15 +3,17 @@
 import json
 import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline import environment
 from pipeline.data import load_split
-from pipeline.params import Params, load_params
-from pipeline.training import PRECISIONS, has_bfloat16, make_deterministic
+from pipeline.params import Params, TrainParams, load_params
+from pipeline.training import PRECISIONS, EpochRecord, fit, has_bfloat16, make_deterministic
 
 RESULTS = Path("reports/benchmarks")
 
@@ -32,6 +34,22 @@ def load_pixels(name: str, device: str = "cpu") -> torch.Tensor:
 def native_precisions() -> list[str]:
     """Those that this processor has instructions for."""
     return list(PRECISIONS) if has_bfloat16(torch.device("cpu")) else ["float32"]
+
+
+def training_seconds(model: nn.Module, train: torch.Tensor, params: TrainParams) -> float:
+    """Train by `fit` and add up the training steps' seconds, without validation."""
+    seconds: list[float] = []
+
+    def on_epoch(_: EpochRecord, epoch_seconds: float) -> None:
+        seconds.append(epoch_seconds)
+
+    fit(model, train, train[:1], params, on_epoch=on_epoch)
+    return sum(seconds)
+
+
+def clocks() -> tuple[float, float]:
+    """The wall clock, and the processor time that all threads of this process have taken; both in seconds."""
+    return time.perf_counter(), time.process_time()
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -1,16 +1,15 @@
-"""How good the trained network is beside the original's training loop on the same images.
+"""How good the trained network is, compared with both references on the same images.
 
-    python -m benchmarks.quality      (about 20 minutes, 45 without bfloat16 instructions)
+    python -m benchmarks.quality      (about 30 minutes, 60 without bfloat16 instructions)
 
-At equal epochs: the test MSE of both for three bottleneck sizes and three seeds, each time with the weights of
-the best validation epoch. Precision: the test MSE in bfloat16 beside that in float32, where the processor has no
-bfloat16 instructions with products that are computed as they would. And the committed experiment with other seeds.
-Trainings alternate. Needs data/prepared; writes reports/benchmarks/quality.json.
+At equal epochs: the test MSE of this project and of both references (`benchmarks.seed`) for three bottleneck sizes and
+three seeds, each time with the weights of the best validation epoch. Precision: the test MSE in bfloat16 and in
+float32; where the processor has no bfloat16 instructions, their products are emulated. And the committed experiment
+with other seeds. Trainings alternate. Needs data/prepared; writes reports/benchmarks/quality.json.
 """
 
 import math
 import statistics
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import committed_params, load_pixels, machine, native_precisions, write_result
-from benchmarks.seed import seed_epoch, seed_network
+from benchmarks.common import clocks, committed_params, load_pixels, machine, native_precisions, write_result
+from benchmarks.seed import REFERENCES, original_epoch
 from pipeline.model import Architecture, AutoEncoder
 from pipeline.params import Params
 from pipeline.training import fit, reconstruction_mse
@@ -35,38 +34,41 @@ PRECISIONS_SIZE = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one training: the lowest validation MSE, the test MSE with those weights, seconds with validation."""
+    """Result of one training: its lowest validation MSE, the network with those weights, seconds with validation."""
 
     valid_mse: float
-    test_mse: float
+    model: nn.Module
     seconds: float
+    processor_seconds: float  # of all threads
 
 
 class Images:
-    """The three splits, float32 [n, 784]."""
+    """What a training sees, float32 [n, 784]."""
 
     def __init__(self) -> None:
-        self.train, self.valid, self.test = (load_pixels(name) for name in ("train", "valid", "test"))
+        self.train, self.valid = load_pixels("train"), load_pixels("valid")
 
 
 def main() -> None:
     params = committed_params()
-    images = Images()
+    images, test = Images(), load_pixels("test")
     fastest = native_precisions()[-1]
     result: dict[str, Any] = {"machine": machine(), "precision": fastest, "at_equal_epochs": []}
     for size in BOTTLENECK_SIZES:
         shape = {"bottleneck_size": size, **DEFAULTS}
-        original, ours, other = [], [], []
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, "ours", "other")}
         for seed in SEEDS:
-            original.append(train_original(images, **shape, seed=seed))
-            ours.append(train_ours(params, images, **shape, seed=seed, precision=fastest))
+            for name in REFERENCES:
+                outcomes[name].append(train_reference(name, images, **shape, seed=seed))
+            outcomes["ours"].append(train_ours(params, images, **shape, seed=seed, precision=fastest))
             if size == PRECISIONS_SIZE:
                 precision = "bfloat16" if fastest == "float32" else "float32"
-                other.append(train_ours(params, images, **shape, seed=seed, precision=precision))
-        result["at_equal_epochs"].append(shape | comparison("original", original, "ours", ours))
+                outcomes["other"].append(train_ours(params, images, **shape, seed=seed, precision=precision))
+        other, ours = outcomes.pop("other"), outcomes["ours"]
+        result["at_equal_epochs"].append(shape | test_mses(outcomes, test))
         if other:
             in_float32, in_bfloat16 = (ours, other) if fastest == "float32" else (other, ours)
-            result["precisions"] = shape | comparison("float32", in_float32, "bfloat16", in_bfloat16)
+            result["precisions"] = shape | test_mses({"float32": in_float32, "bfloat16": in_bfloat16}, test)
     assert params.model.n_layers is not None, "params.yaml has a number of layers"
     committed = {
         "bottleneck_size": params.model.bottleneck_size,
@@ -74,7 +76,7 @@ def main() -> None:
         "n_epochs": params.train.n_epochs,
     }
     ours = [train_ours(params, images, **committed, seed=seed, precision=params.train.precision) for seed in SEEDS]
-    result["committed_experiment"] = committed | {"test_mse": mean_and_deviation(ours)}
+    result["committed_experiment"] = committed | test_mses({"ours": ours}, test)
     write_result("quality", result)
 
 
@@ -91,18 +93,21 @@ class EmulatedBfloat16(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def train_original(images: Images, bottleneck_size: int, n_layers: int, n_epochs: int, seed: int) -> Outcome:
+def train_reference(
+    name: str, images: Images, bottleneck_size: int, n_layers: int, n_epochs: int, seed: int
+) -> Outcome:
+    """Train one of REFERENCES, keeping the weights of its best validation epoch."""
     torch.manual_seed(seed)
-    model = seed_network(bottleneck_size, n_layers)
+    model = REFERENCES[name](bottleneck_size, n_layers)
     optimizer = torch.optim.Adam(model.parameters())
     best_mse, weights = math.inf, {}
-    started = time.perf_counter()
+    started = clocks()
     for _ in range(n_epochs):
-        sum(seed_epoch(model, optimizer, images.train))
+        sum(original_epoch(model, optimizer, images.train))
         valid_mse = reconstruction_mse(model, images.valid)
         if valid_mse < best_mse:
-            best_mse, weights = valid_mse, {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return finished("original", model, weights, best_mse, started, images)
+            best_mse, weights = valid_mse, {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    return finished(name, model, weights, best_mse, started)
 
 
 def train_ours(
@@ -111,40 +116,36 @@ def train_ours(
     shape = params.model.model_copy(update={"bottleneck_size": bottleneck_size, "n_layers": n_layers})
     torch.manual_seed(seed)
     model = AutoEncoder(Architecture.from_params(shape))
-    started = time.perf_counter()
+    started = clocks()
     changes = {"n_epochs": n_epochs, "seed": seed, "precision": precision}
     with nullcontext() if precision in native_precisions() else EmulatedBfloat16():
         result = fit(model, images.train, images.valid, params.train.model_copy(update=changes))
     best_mse = result.history[result.best_epoch - 1].valid_mse
-    return finished(f"ours, {n_epochs} epochs, {precision}", model, result.weights, best_mse, started, images)
+    return finished(f"ours, {n_epochs} epochs, {precision}", model, result.weights, best_mse, started)
 
 
 def finished(
-    name: str, model: nn.Module, weights: dict[str, torch.Tensor], valid_mse: float, started: float, images: Images
+    name: str, model: nn.Module, weights: dict[str, torch.Tensor], valid_mse: float, started: tuple[float, float]
 ) -> Outcome:
-    seconds = time.perf_counter() - started
+    seconds, processor_seconds = (now - then for now, then in zip(clocks(), started, strict=True))
     model.load_state_dict(weights)
-    outcome = Outcome(valid_mse, reconstruction_mse(model, images.test), seconds)
-    print(f"{name}: {outcome}", flush=True)
-    return outcome
+    print(
+        f"{name}: validation MSE {valid_mse:.5f}, {seconds:.1f} s, {processor_seconds:.1f} s of processors", flush=True
+    )
+    return Outcome(valid_mse, model, seconds, processor_seconds)
 
 
-def comparison(name: str, outcomes: list[Outcome], new_name: str, new_outcomes: list[Outcome]) -> dict[str, Any]:
-    means = [statistics.mean(outcome.test_mse for outcome in each) for each in (outcomes, new_outcomes)]
-    return {
-        f"{name}_test_mse": mean_and_deviation(outcomes),
-        f"{new_name}_test_mse": mean_and_deviation(new_outcomes),
-        "change_percent": round(100 * (means[1] / means[0] - 1), 2),
-    }
-
-
-def mean_and_deviation(outcomes: list[Outcome]) -> dict[str, Any]:
-    values = [outcome.test_mse for outcome in outcomes]
-    return {
-        "mean": round(statistics.mean(values), 6),
-        "standard_deviation": round(statistics.stdev(values), 6),
-        "all": [round(value, 6) for value in values],
-    }
+def test_mses(outcomes: dict[str, list[Outcome]], test: torch.Tensor) -> dict[str, Any]:
+    """{'original_test_mse': …}: mean, standard deviation and all values over the seeds."""
+    result = {}
+    for name, each in outcomes.items():
+        values = [reconstruction_mse(outcome.model, test) for outcome in each]
+        result[f"{name}_test_mse"] = {
+            "mean": round(statistics.mean(values), 6),
+            "standard_deviation": round(statistics.stdev(values), 6),
+            "all": [round(value, 6) for value in values],
+        }
+    return result
 
 
 if __name__ == "__main__":

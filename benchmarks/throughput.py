@@ -1,11 +1,12 @@
-"""How fast the training loop is: beside the original's loop, a DataLoader's, and the matrix products alone.
+"""How fast an epoch is: compared with both references, other training loops, and only the matrix products.
 
-    python -m benchmarks.throughput      (about 5 minutes)
+    python -m benchmarks.throughput      (7 minutes)
 
-All loops train the original's network with 5 layers and bottleneck size 10 in batches of 256, one after another
-in ROUNDS rounds of an epoch each: with fewer images they would stay in the processor's cache. Where the processor
-computes bfloat16 itself, the project's loop is measured in it too. Needs data/prepared and data/raw; writes
-reports/benchmarks/throughput.json.
+Measures 5 layers, bottleneck size 10 and batches of 256. The references are those of `benchmarks.seed`; all other loops
+train this project's network: a DataLoader as in PyTorch's examples, and PyTorch Lightning and pythae where they are
+installed (`benchmarks.frameworks`). The loops take turns in ROUNDS rounds of one epoch each: with fewer images they
+would stay in the processor's cache. Where the processor computes bfloat16 itself, the project's loop is measured in it
+too. Needs data/prepared and data/raw; writes reports/benchmarks/throughput.json.
 """
 
 import tempfile
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,27 +23,39 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from benchmarks.common import committed_params, load_pixels, machine, native_precisions, spread, write_result
-from benchmarks.seed import BATCH_SIZE, seed_epoch, seed_network
-from pipeline.params import TrainParams, load_params
+from benchmarks.common import (
+    committed_params,
+    load_pixels,
+    machine,
+    native_precisions,
+    spread,
+    training_seconds,
+    write_result,
+)
+from benchmarks.frameworks import EPOCH_SECONDS, installed
+from benchmarks.seed import BATCH_SIZE, REFERENCES, our_layers, seconds_of_original_loop
+from pipeline.model import Architecture, AutoEncoder, linear_widths
+from pipeline.params import TrainParams
 from pipeline.repository import main_root
-from pipeline.training import PRECISIONS, EpochRecord, fit
+from pipeline.training import PRECISIONS
 
-ROUNDS = 11
+ROUNDS = 9
 BOTTLENECK_SIZE, N_LAYERS = 10, 5
 
 
 def main() -> None:
-    committed_params()
+    params = committed_params().train
     train = load_pixels("train")
+    frameworks = installed()
     with tempfile.TemporaryDirectory() as folder:
         loader = usual_loader(Path(folder), len(train))
         variants: dict[str, Callable[[], float]] = {
-            "seed": partial(seconds_of_seed, train, BOTTLENECK_SIZE, N_LAYERS, n_epochs=1),
+            **{name: partial(seconds_of_reference, train, name) for name in REFERENCES},
             "dataloader": partial(seconds_of_loader_epoch, loader),
+            **{name: partial(seconds_of_framework, train, name) for name in frameworks},
         }
         for precision in native_precisions():
-            variants[precision] = partial(seconds_of_fit, train, precision)
+            variants[precision] = partial(seconds_of_fit, train, params, precision)
             variants[f"floor_{precision}"] = partial(seconds_of_matrix_products, precision, len(train) // BATCH_SIZE)
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(ROUNDS):
@@ -51,45 +63,25 @@ def main() -> None:
                 seconds[name].append(measure())
                 print(f"{name}: {seconds[name][-1]:.2f} s an epoch", flush=True)
 
-    medians = {name: spread(values)["median"] for name, values in seconds.items()}
-    fastest = min(native_precisions(), key=lambda precision: medians[precision])
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "epoch_seconds": {name: spread(values) for name, values in seconds.items()},
-        "fastest_precision": fastest,
-        "speedup_over_seed": round(medians["seed"] / medians[fastest], 2),
-        "speedup_over_seed_float32": round(medians["seed"] / medians["float32"], 2),
-        "speedup_over_dataloader": round(medians["dataloader"] / medians[fastest], 2),
-        "share_of_floor": {p: round(medians[f"floor_{p}"] / medians[p], 3) for p in native_precisions()},
-    }
-    write_result("throughput", result)
+    epoch_seconds = {name: spread(values) for name, values in seconds.items()}
+    write_result("throughput", {"machine": machine(), "frameworks": frameworks, "epoch_seconds": epoch_seconds})
 
 
-def seconds_of_seed(train: torch.Tensor, bottleneck_size: int, n_layers: int, n_epochs: int) -> float:
-    """Of the original's loop on the images' device; each of its steps waits for its loss."""
-    model = seed_network(bottleneck_size, n_layers).to(train.device)
-    optimizer = torch.optim.Adam(model.parameters())
-    started = time.perf_counter()
-    for _ in range(n_epochs):
-        sum(seed_epoch(model, optimizer, train))
-    return time.perf_counter() - started
+def our_network() -> AutoEncoder:
+    return AutoEncoder(Architecture(BOTTLENECK_SIZE, linear_widths(BOTTLENECK_SIZE, N_LAYERS), "batch_norm", 0.0))
 
 
-def seconds_of_fit(train: torch.Tensor, precision: str) -> float:
-    model = seed_network(BOTTLENECK_SIZE, N_LAYERS)
+def seconds_of_reference(train: torch.Tensor, name: str) -> float:
+    return seconds_of_original_loop(REFERENCES[name](BOTTLENECK_SIZE, N_LAYERS), train, n_epochs=1)
+
+
+def seconds_of_framework(train: torch.Tensor, name: str) -> float:
+    return EPOCH_SECONDS[name](our_network(), train)
+
+
+def seconds_of_fit(train: torch.Tensor, params: TrainParams, precision: str) -> float:
     changes = {"n_epochs": 1, "batch_size": BATCH_SIZE, "precision": precision}
-    return training_seconds(model, train, load_params().train.model_copy(update=changes))
-
-
-def training_seconds(model: nn.Module, train: torch.Tensor, params: TrainParams) -> float:
-    """Of all training steps, the validation left out."""
-    seconds: list[float] = []
-
-    def on_epoch(_: EpochRecord, epoch_seconds: float) -> None:
-        seconds.append(epoch_seconds)
-
-    fit(model, train, train[:1], params, on_epoch=on_epoch)
-    return sum(seconds)
+    return training_seconds(our_network(), train, params.model_copy(update=changes))
 
 
 def usual_loader(folder: Path, n_images: int) -> DataLoader[tuple[torch.Tensor, int]]:
@@ -101,7 +93,7 @@ def usual_loader(folder: Path, n_images: int) -> DataLoader[tuple[torch.Tensor, 
 
 
 def seconds_of_loader_epoch(loader: DataLoader[tuple[torch.Tensor, int]]) -> float:
-    model = seed_network(BOTTLENECK_SIZE, N_LAYERS)
+    model = our_network()
     optimizer = torch.optim.Adam(model.parameters())
     model.train()
     started = time.perf_counter()
@@ -114,8 +106,8 @@ def seconds_of_loader_epoch(loader: DataLoader[tuple[torch.Tensor, int]]) -> flo
 
 
 def seconds_of_matrix_products(precision: str, n_steps: int) -> float:
-    """What the matrix products of so many steps take alone: forward, and backward by weight and input."""
-    linear = [module for module in seed_network(BOTTLENECK_SIZE, N_LAYERS) if isinstance(module, nn.Linear)]
+    """Only the matrix products of so many steps: forward, and backward by weight and input."""
+    linear = [module for module in our_layers(BOTTLENECK_SIZE, N_LAYERS) if isinstance(module, nn.Linear)]
     widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
     dtype = PRECISIONS[precision]
     activations = [torch.randn(BATCH_SIZE, width, dtype=dtype) for width in widths]

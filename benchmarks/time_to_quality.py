@@ -1,24 +1,27 @@
-"""How soon a training reaches the quality that the original's training loop ends with.
+"""How soon this project's training reaches the quality that each reference ends with.
 
-    python -m benchmarks.time_to_quality      (about 20 minutes)
+    python -m benchmarks.time_to_quality      (25 minutes)
 
-The seconds, validation included, of this project's training that ends with a validation MSE as low as the
-original's best (means over the seeds), for the original's default network and for the one that it evaluated.
-Trainings alternate. Needs data/prepared; writes reports/benchmarks/time_to_quality.json.
+The quality is a reference's best validation MSE; the original as it is and its loop on our network (`benchmarks.seed`)
+each have their own. This project reaches it if the mean of its trainings, over the seeds, ends as low. The time is
+that of the whole training with validation, the reference's over this project's, by two clocks: wall time, and the
+processor time of all threads, which another program on the machine disturbs less. Both experiments of the original
+are measured: its default network, and the one that it evaluated. Trainings alternate. The test set is not read.
+Needs data/prepared; writes reports/benchmarks/time_to_quality.json.
 """
 
-import statistics
 from typing import Any
 
 from benchmarks.common import committed_params, machine, native_precisions, spread, write_result
-from benchmarks.quality import DEFAULTS, Images, Outcome, train_original, train_ours
+from benchmarks.quality import DEFAULTS, Images, Outcome, train_ours, train_reference
 from benchmarks.recipe import changed
+from benchmarks.seed import REFERENCES
 
 # The original's default network and the experiment that it evaluated, and the `train` parameters with which this
-# project reached their quality soonest. Those were chosen with seeds 0, 1 and 2.
+# project reached the quality of the original's loop on our network soonest. Those were chosen with seeds 0, 1 and 2.
 EXPERIMENTS: list[tuple[dict[str, int], dict[str, Any], tuple[int, ...]]] = [
     ({"bottleneck_size": 10, **DEFAULTS}, {"n_epochs": 2, "batch_size": 192, "lr": 0.0125}, (3, 4, 5)),
-    ({"bottleneck_size": 2, "n_layers": 10, "n_epochs": 20}, {"n_epochs": 5}, (3, 4, 5)),
+    ({"bottleneck_size": 2, "n_layers": 10, "n_epochs": 20}, {"n_epochs": 5}, (3, 4)),
 ]
 
 
@@ -29,24 +32,21 @@ def main() -> None:
     rows = []
     for shape, changes, seeds in EXPERIMENTS:
         short = changed(params, {f"train.{name}": value for name, value in changes.items()})
-        original, ours = [], []
+        ours_shape = shape | {"n_epochs": short.train.n_epochs}
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, "ours")}
         for seed in seeds:
-            original.append(train_original(images, **shape, seed=seed))
-            ours_shape = shape | {"n_epochs": short.train.n_epochs}
-            ours.append(train_ours(short, images, **ours_shape, seed=seed, precision=precision))
-        rows.append(shape | {"changes": changes} | comparison(original, ours))
+            for name in REFERENCES:
+                outcomes[name].append(train_reference(name, images, **shape, seed=seed))
+            outcomes["ours"].append(train_ours(short, images, **ours_shape, seed=seed, precision=precision))
+        rows.append(shape | {"changes": changes} | {name: summary(each) for name, each in outcomes.items()})
     write_result("time_to_quality", {"machine": machine(), "precision": precision, "rows": rows})
 
 
-def comparison(original: list[Outcome], ours: list[Outcome]) -> dict[str, Any]:
-    pairs = list(zip(original, ours, strict=True))
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     return {
-        "original_valid_mse": [round(outcome.valid_mse, 6) for outcome in original],
-        "original_seconds": spread([outcome.seconds for outcome in original]),
-        "our_valid_mse": [round(outcome.valid_mse, 6) for outcome in ours],
-        "our_seconds": spread([outcome.seconds for outcome in ours]),
-        "reached": [our.valid_mse <= their.valid_mse for their, our in pairs],
-        "median_speedup": round(statistics.median(their.seconds / our.seconds for their, our in pairs), 1),
+        "valid_mse": [round(outcome.valid_mse, 6) for outcome in outcomes],
+        "seconds": spread([outcome.seconds for outcome in outcomes]),
+        "processor_seconds": spread([outcome.processor_seconds for outcome in outcomes]),
     }
 
 

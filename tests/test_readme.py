@@ -3,12 +3,15 @@
 import json
 import math
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks.seed import REFERENCES
+from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
 from pipeline.params import Params
 from tests.helpers import PROJECT, run
 
@@ -66,35 +69,69 @@ def test_what_the_bytes_depend_on_was_measured_on_the_committed_training() -> No
 
 
 def test_the_speed_is_what_was_measured() -> None:
-    """The README's table has the medians of reports/benchmarks/throughput.json."""
+    """The README's table has the medians of reports/benchmarks/throughput.json, and names what was not measured."""
     measured = json.loads((PROJECT / "reports/benchmarks/throughput.json").read_text())
     median = {name: values["median"] for name, values in measured["epoch_seconds"].items()}
-    ours = {precision: median[precision] for precision in ("float32", "bfloat16")}
-    loops = {"the original's loop": "seed", "DataLoader and ToTensor, as PyTorch's examples": "dataloader"}
+    precisions = ("float32", "bfloat16")
+
+    def cell(form: str, *needed: str) -> str:
+        return form if set(needed) <= median.keys() else "not measured"
+
+    versions = {name: f" ({version})" for name, version in measured["frameworks"].items()}
+    others = {
+        "original": "the original as it is",
+        "original_loop": "the original's loop on our network",
+        "lightning": f"PyTorch Lightning with a DataLoader{versions.get('lightning', '')}",
+        "pythae": f"pythae's trainer{versions.get('pythae', '')}",
+        "dataloader": "DataLoader and ToTensor, as PyTorch's examples",
+    }
+    median_or_0 = defaultdict(float, median)
+    seconds, floors = ([median_or_0[f"{kind}{p}"] or 1 for p in precisions] for kind in ("", "floor_"))
     assert table_rows("How fast it is") == [
-        ["this project", "", *(f"{seconds:.1f} s" for seconds in ours.values())],
+        ["this project", "", *(cell(f"{own:.1f} s", p) for p, own in zip(precisions, seconds, strict=True))],
         *(
-            [name, f"{median[loop]:.1f} s", *(f"{median[loop] / seconds:.2f}× as fast" for seconds in ours.values())]
-            for name, loop in loops.items()
+            [
+                words,
+                cell(f"{median_or_0[name]:.1f} s", name),
+                *(
+                    cell(f"{median_or_0[name] / own:.2f}× as fast", name, p)
+                    for p, own in zip(precisions, seconds, strict=True)
+                ),
+            ]
+            for name, words in others.items()
         ),
         [
-            "the matrix products alone",
+            "only the matrix products of our network",
             "",
             *(
-                f"{floor:.1f} s: {100 * floor / seconds:.0f} % of the time"
-                for floor, seconds in ((median[f"floor_{precision}"], seconds) for precision, seconds in ours.items())
+                cell(f"{floor:.1f} s: {100 * floor / own:.0f} % of the time", p)
+                for p, own, floor in zip(precisions, seconds, floors, strict=True)
             ),
         ],
     ]
 
 
 def test_the_speed_on_a_gpu_is_what_was_measured() -> None:
-    """The README's sentence has the numbers of reports/benchmarks/cuda.json."""
+    """The README's sentences have the numbers of reports/benchmarks/cuda.json."""
     cuda = json.loads((PROJECT / "reports/benchmarks/cuda.json").read_text())
-    seconds = cuda["training_seconds"][cuda["fastest_precision"]]["median"]
-    said = f"of all {cuda['n_epochs']} epochs take {seconds:.1f} s, {cuda['speedup_over_seed']} times as fast as the"
-    assert f"on one NVIDIA H100 the training steps {said} original's loop" in " ".join(README.split())
-    assert "NVIDIA H100" in cuda["machine"]["hardware"]
+    median = {name: values["median"] for name, values in cuda["training_seconds"].items()}
+    fastest = min(("float32", "bfloat16"), key=lambda precision: median[precision])
+    said = " ".join(README.split())
+    assert f"on one {cuda['machine']['hardware']} the training steps of all {cuda['n_epochs']} epochs" in said
+    assert f"take {median['float32']:.1f} s in float32 and {median['bfloat16']:.1f} s in bfloat16" in said
+    for name, words in (("original", "the original as it is"), ("original_loop", "the original's loop on our network")):
+        if name in median:
+            assert f"{median[name] / median[fastest]:.1f} times as fast as {words}" in said
+
+
+def test_the_sizes_of_the_networks_are_those_of_the_benchmark() -> None:
+    """The README's layers and parameter counts are those of the two references with 5 layers and bottleneck size 10."""
+    said = " ".join(README.split())
+    millions = {}
+    for name, network in REFERENCES.items():
+        millions[name] = sum(p.numel() for p in network(BOTTLENECK_SIZE, N_LAYERS).parameters()) / 1e6
+    assert f"4 linear layers in the encoder, 3 in the decoder and {millions['original']:.2f} million parameters" in said
+    assert f"5 and 5 with {millions['original_loop']:.2f} million parameters" in said
 
 
 def test_checkpoints_cost_what_was_measured() -> None:
