@@ -1,4 +1,4 @@
-# make run | sweep | compare | verify | ui | server | move-store | sync | tidy | review | bench | test | test-all | lint | lock | clean | distclean. Every target sets up what it needs.
+# `make help` lists the commands. Each target sets up what it needs.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
@@ -13,110 +13,99 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help setup setup-dev setup-cluster run sweep compare verify ui server move-store sync tidy review bench test test-all lint lock clean distclean
+.PHONY: help setup setup-dev setup-cluster run experiments sweep compare verify ui server move-store sync tidy review \
+    bench test test-all lint mutants lock clean distclean
 
-help:
-	@echo 'make run        set up, reproduce the pipeline, say where the results are'
-	@echo 'make sweep      run a grid of parameters (GRID="$(GRID)" JOBS=N SWEEP=NAME ENGINE=ray ADDRESS=…)'
-	@echo 'make compare    a table and figures of the runs (BY=model.bottleneck_size SWEEP=NAME REDRAW=1): reports/compare/'
-	@echo 'make verify     reproduce the committed results in a clone, and compare (0: alike, 2: not)'
-	@echo 'make ui         MLflow on the table of runs (PORT=5000)'
-	@echo 'make server     a tracking server for a team, on PostgreSQL (HOST=127.0.0.1 PORT=5000); docs/server.md'
-	@echo 'make move-store  move the runs of the own store to that server'
-	@echo 'make sync       deliver to MLflow what an outage kept back; a run for the workspace'
-	@echo 'make tidy       list what may go: deleted runs, leftovers (REMOVE=1 deletes it)'
-	@echo 'make review     what a change does, against BASE=origin/main (0: fine, 2: not)'
-	@echo 'make test       the tests, under 5 minutes; make test-all adds the slow ones'
-	@echo 'make bench      speed, quality and what tracking and checkpoints cost, measured here (over two hours)'
-	@echo 'make lint       ruff and mypy'
-	@echo 'make setup      only the environment (TORCH=cpu: torch without CUDA)'
-	@echo 'make setup-cluster  what Ray, PostgreSQL and a DVC remote over SSH need'
-	@echo 'make lock       compile requirements*.txt anew from requirements*.in'
-	@echo 'make clean      delete what a run makes again; make distclean also .venv and raw data'
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s  %s\n", $$1, $$2}' Makefile
 
-setup: .venv/installed
-setup-dev: .venv/installed-dev
-setup-cluster: .venv/installed-cluster
+setup: .venv/installed ## only the environment (TORCH=cpu: torch without CUDA)
+setup-dev: .venv/installed-dev ## what tests and lint need too
+setup-cluster: .venv/installed-cluster ## what Ray, PostgreSQL and a DVC remote over SSH need too
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifeq ($(TORCH),cpu)
-	$(PIP) --index-url $(CPU_INDEX) $$(sed -n 's/^\(torch\(vision\)\?==[^ ]*\).*/\1/p' requirements.txt)
-	grep -vE '^(cuda|nvidia|triton)' requirements.txt > .venv/requirements-cpu.txt
-	$(PIP) -r .venv/requirements-cpu.txt
+	@UV_DEFAULT_INDEX=$(CPU_INDEX) PIP_INDEX_URL=$(CPU_INDEX) .ci/install $$(sed -nE 's/^(torch(vision)?==[^ ]*).*/\1/p' requirements.txt)
+	@grep -vE '^(cuda|nvidia|triton)' requirements.txt > .venv/requirements-cpu.txt
+	@.ci/install -r .venv/requirements-cpu.txt
 else
-	$(PIP) -r requirements.txt
+	@.ci/install -r requirements.txt
 endif
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	$(PIP) -r requirements-dev.txt
+	@.ci/install -r requirements-dev.txt
 	@touch $@
 
 .venv/installed-cluster: .venv/installed requirements-cluster.txt
-	$(PIP) -r requirements-cluster.txt
+	@.ci/install -r requirements-cluster.txt
 	@touch $@
 
-run: setup
+run: setup ## set up, reproduce the pipeline, say where the results are and what changed
 	@$(BIN)/python -m pipeline.run
 
-sweep: $(if $(ENGINE),setup-cluster,setup)
+# DVC's table of everything is several screens wide: without hashes and detailed metrics it fits one.
+experiments: setup ## the experiments side by side: parameters that differ, validation and test MSE
+	@$(BIN)/python -m dvc exp show --only-changed --keep 'valid\.best_mse|test\.mse' \
+	    --drop '.*/|accuracy|codes|dataset$$|test\.|valid\.|model\.n_parameters'
+
+sweep: $(if $(ENGINE),setup-cluster,setup) ## run a grid of parameters (GRID='train.lr=0.002,0.005 …' JOBS=N SWEEP=NAME ENGINE=ray ADDRESS=…)
 	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)') \
 	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(ADDRESS),--address $(ADDRESS))
 
-compare: setup
+compare: setup ## a table and figures of the runs: reports/compare/ (BY=train.lr SWEEP=NAME REDRAW=1)
 	@$(BIN)/python -m pipeline.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)
 
-verify: setup
+verify: setup ## reproduce the committed results in a clone, and compare (0: alike, 2: not)
 	@$(BIN)/python -m pipeline.verify || test $$? = 4
 
-ui: setup
+ui: setup ## MLflow on the table of runs (PORT=5000)
 	@$(BIN)/python -m pipeline.ui --port $(PORT)
 
-server: setup-cluster
+server: setup-cluster ## a tracking server for a team, on PostgreSQL (HOST=127.0.0.1 PORT=5000); docs/server.md
 	@$(BIN)/python -m pipeline.server --host $(HOST) --port $(PORT)
 
-move-store: setup-cluster
+move-store: setup-cluster ## move the runs of the local store to that server
 	@$(BIN)/python -m pipeline.move_store
 
-sync: setup
+sync: setup ## deliver to MLflow what an outage kept back; a run for the workspace
 	@$(BIN)/python -m pipeline.sync
 
-tidy: setup
+tidy: setup ## list what may go: deleted runs, leftovers (REMOVE=1 deletes it)
 	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
 
-bench: setup
+bench: setup ## speed, quality and what tracking and checkpoints cost, measured here (over two hours)
 	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \
 	    $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-review: setup
+review: setup ## what a change does, against BASE=origin/main (0: fine, 2: not)
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)
 
-test: setup-dev
+test: setup-dev ## the tests that take under 5 minutes
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: setup-dev
+test-all: setup-dev ## all tests
 	$(BIN)/python -m pytest
 
-lint: setup-dev
+lint: setup-dev ## ruff and mypy
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
-lock: setup-dev
+lock: setup-dev ## compile requirements*.txt again from requirements*.in, with the newest versions
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-dev.in -o requirements-dev.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-review.in -o requirements-review.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-cluster.in -o requirements-cluster.txt
 
 # Not the MLflow store: its runs cannot be made again.
-clean:
+clean: ## delete what a run makes again
 	rm -rf data/prepared data/baselines models/*.safetensors .checkpoints .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean
+distclean: clean ## also delete .venv and the raw data
 	rm -rf .venv data/raw

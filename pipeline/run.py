@@ -2,10 +2,11 @@
 
     python -m pipeline.run
 
-It is `dvc repro` with three additions: where no MNIST mirror can be reached it runs the same pipeline
+It is `dvc repro` with four additions: where no MNIST mirror can be reached it runs the same pipeline
 on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
-holds a run for the results also where DVC took them from its cache (`pipeline.sync`); and lock files
-that a killed DVC left half written do not stop it.
+holds a run for the results also where DVC took them from its cache (`pipeline.sync`); lock files
+that a killed DVC left half written do not stop it; and it ends with what changed since the last commit
+and the command that adds all of it to the next one.
 """
 
 import json
@@ -14,15 +15,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import dvcfiles, sources, tracking
+from pipeline import dvcfiles, provenance, sources, tracking
 from pipeline.dvc_locks import mend_torn_locks
 from pipeline.errors import PipelineError, run_command
-from pipeline.params import load_params
+from pipeline.git import git
+from pipeline.params import Params, load_params, load_yaml
 from pipeline.progress import announce_dataset
 from pipeline.repository import main_root
 from pipeline.sync import sync
 
 METRICS_PATH = Path("reports/evaluate.json")
+HEADLINES = {Path("reports/train.json"): ["valid.best_mse"], METRICS_PATH: ["test.mse", "test.psnr_db"]}
+RESULTS = ["params.yaml", "dvc.lock", "reports"]
+# DVC's hints lead to a commit without params.yaml and reports/, and to a push where there is no remote. No setting of
+# DVC's turns them off.
+DVC_WITHOUT_HINTS = """
+import logging, sys
+from dvc.cli import main
+from dvc.ui import ui
+logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
+write = ui.write
+ui.write = lambda *objects, **settings: objects[:1] == (sys.argv[1],) or write(*objects, **settings)
+sys.exit(main(sys.argv[2:]))
+"""
+PUSH_HINT = "Use `dvc push` to send your updates to remote storage."
 
 
 def main() -> None:
@@ -41,7 +57,10 @@ def main() -> None:
             sync()
         except PipelineError as error:  # the results do not depend on a store
             print(f"warning: {error}", file=sys.stderr)
+    params = load_params()
     print_results()
+    print_changes(params)
+    announce_dataset(params)
 
 
 def mnist_is_out_of_reach() -> bool:
@@ -52,12 +71,13 @@ def mnist_is_out_of_reach() -> bool:
 
 
 def dvc(*arguments: str) -> None:
-    """Run DVC with this Python.
+    """Run DVC with this Python, without its hints on git and remotes.
 
     Raises:
         PipelineError: DVC failed; it has said why.
     """
-    status = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment_of_stages()).returncode
+    command = [sys.executable, "-c", DVC_WITHOUT_HINTS, PUSH_HINT, *arguments]
+    status = subprocess.run(command, env=environment_of_stages()).returncode
     if status != 0:
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed; what went wrong stands above")
 
@@ -73,12 +93,34 @@ def print_results() -> None:
     print(
         f"\nTest MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA of the same size "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}\n"
-        "  metrics   reports/*.json, or: .venv/bin/dvc metrics show\n"
+        "  metrics   reports/*.json, or compared with experiments: make experiments\n"
         "  figures   reports/figures/\n"
         "  model     models/autoencoder.safetensors\n"
         "  MLflow    make ui"
     )
-    announce_dataset(load_params())
+
+
+def print_changes(params: Params) -> None:
+    """Print what differs from the last commit and how to commit it; nothing if nothing differs or git is missing."""
+    try:
+        if not git(Path(), "status", "--porcelain", "--", *RESULTS):
+            return
+    except (OSError, PipelineError):
+        return
+    committed = load_yaml(provenance.file_at("HEAD", "./params.yaml") or "") or {}
+    changes = [(name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()]
+    for path, names in HEADLINES.items():
+        old, new = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}"), json.loads(path.read_text())
+        changes += [(name, dvcfiles.value_at(old, name), dvcfiles.value_at(new, name)) for name in names]
+    lines = [f"\n  {name:<22} {shown(old)} → {shown(new)}" for name, old, new in changes if shown(old) != shown(new)]
+    code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]
+    print(f"\nChanged since the last commit{''.join(lines) or ': no parameter and no headline metric'}")
+    print(f"  what belongs into the next one: git add {' '.join(RESULTS + code)}")
+
+
+def shown(value: object) -> str:
+    """A parameter as params.yaml has it, a metric with four digits."""
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """The CI's scripts, run without the service, and its YAML against the published schemas."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from tests.helpers import PROJECT, copy_project, environment, git
+from pipeline.params import load_params
+from tests.helpers import PROJECT, copy_project, edited, environment, git
 
 WORKFLOWS = sorted((PROJECT / ".github/workflows").glob("*.yml"))
 JOBS = {name: job for path in WORKFLOWS for name, job in yaml.safe_load(path.read_text())["jobs"].items()}
@@ -141,11 +146,14 @@ def test_the_review_script(tmp_path: Path, arguments: list[str], code: int, expe
 def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
     """An empty HEAD means the files as they are now."""
     project = copy_project(tmp_path / "project")
-    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("lr: 0.005", "lr: 0.01"))
-    done = subprocess.run([".ci/review", "HEAD", ""], cwd=project, env=environment(), capture_output=True, text=True)
+    n_epochs = load_params(project / "params.yaml").train.n_epochs
+    with edited(project / "params.yaml", f"n_epochs: {n_epochs}", f"n_epochs: {n_epochs + 1}"):
+        done = subprocess.run(
+            [".ci/review", "HEAD", ""], cwd=project, env=environment(), capture_output=True, text=True
+        )
+        assert git(project, "status", "--porcelain") == " M params.yaml\n"
     assert done.returncode == 3
-    assert "| train.lr | 0.005 | 0.01 |" in done.stdout
-    assert git(project, "status", "--porcelain") == " M params.yaml\n"
+    assert f"| train.n_epochs | {n_epochs} | {n_epochs + 1} |" in done.stdout
 
 
 @pytest.mark.parametrize("schema", ["github-workflows", "gitlab-ci"])
@@ -205,3 +213,76 @@ def test_gitlabs_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path
         subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment(**settings), check=True)
     assert [note["body"] for note in api.comments] == [f"{MARKER}\nsecond & third"]
     assert api.tokens == {"secret"}
+
+
+def add_wheel(index: Path, name: str, version: str) -> None:
+    """Add a package with nothing in it to a folder that a web server can show as a package index."""
+    info = f"{name}-{version}.dist-info"
+    (index / name).mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(index / name / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_setup_installs_with_uv_from_pips_index_and_else_with_pip(tmp_path: Path) -> None:
+    """uv takes packages from the index in pip's configuration; if uv fails, pip installs; TORCH=cpu has its index."""
+    for version in ("1.0", "2.0"):
+        add_wheel(tmp_path / "web/simple", "torch", version)
+    add_wheel(tmp_path / "web/cpu", "torch", "2.0+cpu")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {web}/simple\n")
+    (tmp_path / "uv").write_text("#!/bin/sh\necho 'this uv is broken' >&2\nexit 1\n")
+    (tmp_path / "uv").chmod(0o755)
+    folder = tmp_path / "a path/with spaces"
+    (folder / ".ci").mkdir(parents=True)
+    for name in ("Makefile", ".ci/install", "requirements-dev.txt"):
+        shutil.copy(PROJECT / name, folder / name)
+
+    def setup(requirements: str, *arguments: str, **changes: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """`make setup`, and [version, installer] of torch after it."""
+        (folder / "requirements.txt").write_text(requirements)
+        (folder / ".venv/installed").unlink(missing_ok=True)
+        inherited = {key: value for key, value in environment().items() if not key.startswith(("PIP_", "UV_"))}
+        variables = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "UV_CACHE_DIR": str(tmp_path / "cache")}
+        command = ["make", "setup", f"PYTHON={sys.executable}", *arguments]
+        done = subprocess.run(command, cwd=folder, env=inherited | variables | changes, capture_output=True, text=True)
+        (info,) = folder.glob(".venv/lib/python*/site-packages/torch-*.dist-info")
+        return done, [info.name.split("-")[1].removesuffix(".dist"), (info / "INSTALLER").read_text().strip()]
+
+    try:
+        done, torch = setup("torch==1.0\n")
+        assert done.stdout == "uv installs -r requirements.txt into .venv\n"
+        assert (done.returncode, torch) == (0, ["1.0", "uv"])
+
+        done, torch = setup("torch==2.0\nnvidia==1.0\n", "TORCH=cpu", f"CPU_INDEX={web}/cpu")
+        assert (done.returncode, torch) == (0, ["2.0+cpu", "uv"]), done.stderr
+
+        broken = f"{tmp_path}:{os.environ['PATH']}"
+        done, torch = setup("torch==1.0\n", PATH=broken)
+        assert "this uv is broken" in done.stderr
+        assert "pip installs -r requirements.txt into .venv" in done.stdout
+        assert (done.returncode, torch) == (0, ["1.0", "pip"])
+
+        done, _ = setup("torch==3.0\n", PATH=broken)
+        assert done.returncode != 0
+        assert "No matching distribution found for torch==3.0" in done.stderr
+        assert not (folder / ".venv/installed").exists()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_help_names_every_target() -> None:
+    """`make help` lists each target that is not a file, in one column, within 120 characters."""
+    makefile = (PROJECT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)
+    lines = subprocess.run(
+        ["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert sorted(line.split()[1] for line in lines) == sorted(phony.replace("\\", "").split())
+    assert all(re.match(r"make [\w -]{13}  \S", line) for line in lines)
+    assert max(map(len, lines)) <= 120

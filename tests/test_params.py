@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.params import Params, load_params
-from tests.helpers import PROJECT, run, small_params, write_params
+from tests.helpers import PROJECT, edited, run, small_params, write_params
 
 README_ROWS = re.findall(r"^\| `(\w+\.\w+)` \| [^|]* \| ([^|]*) \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
 
@@ -138,9 +138,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
     """What a user got wrong is an `error:` line and exit code 2 in a real process."""
     write_params(small_params(), tmp_path)
-    text = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("seed: 0", "seed: -1"))
-    done = run(tmp_path, "pipeline.prepare", ok=False, PYTHONPATH=str(PROJECT))
+    with edited(tmp_path / "params.yaml", "seed: 0", "seed: -1"):
+        done = run(tmp_path, "pipeline.prepare", ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml holds values that are not allowed:")
     assert "Traceback" not in done.stderr
@@ -150,10 +149,13 @@ def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
 def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str, value: float) -> None:
     """`dvc exp run -S train.lr=0.00001` writes 1e-05, which is a number here too; and text is still text."""
     path = tmp_path / "params.yaml"
-    path.write_text((PROJECT / "params.yaml").read_text().replace("lr: 0.005", f"lr: {text}"))
-    assert load_params(path).train.lr == value
-    path.write_text((PROJECT / "params.yaml").read_text().replace("lr: 0.005", f"lr: x{text}"))
-    with pytest.raises(PipelineError, match=r"train\.lr: must be a valid number"):
+    write_params(small_params(), tmp_path)
+    with edited(path, "lr: 0.005", f"lr: {text}"):
+        assert load_params(path).train.lr == value
+    with (
+        edited(path, "lr: 0.005", f"lr: x{text}"),
+        pytest.raises(PipelineError, match=r"train\.lr: must be a valid number"),
+    ):
         load_params(path)
 
 

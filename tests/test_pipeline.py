@@ -6,25 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import copy_project, environment, git, rows, run, small_params, write_params
-
-
-@contextmanager
-def edited(path: Path, old: str, new: str) -> Iterator[None]:
-    """One file changed inside the block and set back after it."""
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    try:
-        yield
-    finally:
-        path.write_text(text)
+from tests.helpers import copy_project, edited, environment, git, rows, run, small_params, write_params
 
 
 def would_run(project: Path) -> list[str]:

@@ -3,16 +3,19 @@
 import json
 import math
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from benchmarks.seed import REFERENCES
 from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
 from pipeline.params import Params
+from pipeline.store import DEFAULT_EXPERIMENT
 from tests.helpers import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
@@ -262,20 +265,27 @@ def test_error_messages_are_the_codes_own() -> None:
             assert part.strip().replace("params.yaml", "{path}") in code, part
 
 
-def test_the_python_examples_run(project: Path) -> None:
-    """The examples run as they stand, from the file, from MLflow, and from the weights that MLflow keeps."""
+def test_the_python_examples_run(project: Path, tmp_path: Path) -> None:
+    """The examples run as they stand, from the file, from MLflow, and from the weights that MLflow keeps.
+
+    The newest run in the store was killed, and has no model.
+    """
     from_file, from_mlflow = blocks("python")
     call = re.search(r"`(load_model\(mlflow\..*?\))`", README, re.DOTALL)
     assert call is not None
-    (project / "example.py").write_text(
-        f"{from_file}\nassert codes.shape == (5, 2) and images.shape == (5, 784)\n"
-        f"{from_mlflow}\nassert images.shape == (5, 784)\n"
+    shutil.copytree(project / "models", tmp_path / "models")
+    for path in project.glob("mlflow.db*"):
+        shutil.copy(path, tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    assert experiment is not None
+    client.set_terminated(client.create_run(experiment.experiment_id).info.run_id, "KILLED")
+    (tmp_path / "example.py").write_text(
+        f"{from_file}\nassert codes.numpy().shape == (5, 2) and images.numpy().shape == (5, 784)\n"
+        f"{from_mlflow}\nassert images.numpy().shape == (5, 784)\n"
         f"model = {call[1]}\nassert model.encode(torch.rand(5, 784)).shape == (5, 2)\n"
     )
-    try:
-        run(project, "example")
-    finally:
-        (project / "example.py").unlink()
+    run(tmp_path, "example", PYTHONPATH=str(PROJECT))
 
 
 def test_no_file_names_a_registry() -> None:

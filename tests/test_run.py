@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import PROJECT, copy_project, git, run, small_params, write_params
+from pipeline.errors import PipelineError
+from pipeline.params import load_params
+from pipeline.run import dvc, print_changes
+from tests.helpers import PROJECT, copy_project, edited, git, run, small_params, write_params
 from tests.mirror import Mirror
 
 
@@ -35,6 +38,53 @@ def test_without_any_mirror_it_runs_on_digits_and_says_so(fresh: Path) -> None:
         assert "to go back to MNIST: dvc exp run -S data.dataset=mnist" in printed
 
 
+def test_dvcs_hints_are_left_out(tmp_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """DVC's hints name dvc.lock only, and a push also where there is no remote; what it does is still shown."""
+    git(tmp_dir, "init", "-q")
+    run(tmp_dir, "dvc", "init", "-q")
+    Path("dvc.yaml").write_text("stages: {write: {cmd: echo text > file, outs: [file]}}")
+    dvc("repro")
+    printed = capfd.readouterr()
+    assert "Running stage 'write'" in printed.out
+    for hint in ("dvc push", "git add", "autostage"):
+        assert hint not in printed.out + printed.err
+    Path("dvc.yaml").write_text("stages: {write: {cmd: exit 3, outs: [file]}}")
+    with pytest.raises(PipelineError, match="`dvc repro` failed"):
+        dvc("repro")
+    assert "failed to run: exit 3" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_ends_with_what_changed_and_the_command_that_commits_it(fresh: Path) -> None:
+    """Parameters, headline metrics and one `git add`, whose commit holds results of its code."""
+    write_params(small_params(), fresh)
+    printed = run(fresh, "pipeline.run").stdout
+    changed = printed.split("Changed since the last commit\n")[1].splitlines()
+    assert changed[0].split() == ["data.dataset", "mnist", "→", "digits"]
+    assert [line.split()[0] for line in changed[1:4]] == ["valid.best_mse", "test.mse", "test.psnr_db"]
+    _, command = changed[4].split(": ")
+    assert command == "git add params.yaml dvc.lock reports"
+    git(fresh, *command.split()[1:])
+    git(fresh, "commit", "-q", "-m", "as it says")
+    assert run(fresh, "pipeline.review", "HEAD~1", "HEAD", ok=False).returncode != 3
+    assert "Changed since" not in run(fresh, "pipeline.run").stdout
+
+
+def test_changed_code_belongs_into_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The `git add` names the changed modules; where only last digits of results differ, it says so."""
+    print_changes(load_params())
+    assert capsys.readouterr().out == ""
+    history, module = Path("reports/history.csv"), Path("pipeline/pca.py")
+    with edited(history, "epoch,", "epoch,,"), edited(module, '"""\n', '"""\n\n# changed'):
+        print_changes(load_params())
+    printed = capsys.readouterr().out
+    assert "Changed since the last commit: no parameter and no headline metric" in printed
+    assert "git add params.yaml dvc.lock reports pipeline/pca.py\n" in printed
+    with edited(Path("params.yaml"), "lr: 0.005", "lr: 0.01"):
+        print_changes(load_params())
+    assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]
+
+
 def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path, mirror: Mirror) -> None:
     """Where a mirror answers, MNIST is not swapped: a bad checksum stays an error."""
     mirror.fault = "html"
@@ -48,13 +98,8 @@ def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path,
 
 def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> None:
     """The parameters are checked first, so that the last results stay where they are."""
-    path = project / "params.yaml"
-    text = path.read_text()
-    path.write_text(text.replace("lr: 0.005", "lr: 0"))
-    try:
+    with edited(project / "params.yaml", "lr: 0.005", "lr: 0"):
         done = run(project, "pipeline.run", ok=False)
-    finally:
-        path.write_text(text)
     assert done.returncode == 2
     assert "train.lr" in done.stderr
     assert (project / "models/autoencoder.safetensors").is_file()
