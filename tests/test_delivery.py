@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_a_row_has_the_times_at_which_things_happened(results: Path, store: str)
     (row,) = content(store)
     end = next(event for event in events if event["kind"] == "end")
     assert row["info"][1:] == ["FINISHED", events[0]["time"], end["time"]]
+    assert 0 <= time.time() - end["time"] / 1000 < 600
     epochs = [event for event in events if event.get("step") == 2 and not event.get("replay")]
     assert row["points"]["valid/mse"][-1] == (2, epochs[0]["time"], 0.1)
     assert row["models"] == [("READY", "autoencoder", row["params"])]
@@ -151,6 +153,57 @@ def test_an_evaluation_does_not_overtake_its_training(
     assert delivery.deliver_all(results) == []
     (row,) = stored(store)
     assert row.data.metrics["test/mse"] == 0.04
+
+
+def test_an_evaluation_belongs_to_the_newest_finished_training(results: Path, store: str) -> None:
+    """Of those that wrote the same bytes: an older one, and a newer one that was killed, are left alone."""
+
+    def train_until(error: BaseException | None) -> None:
+        with suppress(KeyboardInterrupt), tracking.training_run(PARAMS, "cpu") as run:
+            run.log_training_outputs(PARAMS)
+            if error is not None:
+                raise error
+
+    for error in (None, None, KeyboardInterrupt()):
+        train_until(error)
+    tracking.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    assert [(run.info.status, "test/mse" in run.data.metrics) for run in stored(store)] == [
+        ("KILLED", False),
+        ("FINISHED", True),
+        ("FINISHED", False),
+    ]
+
+
+def test_a_damaged_state_sends_nothing_twice(results: Path, store: str) -> None:
+    """How far delivery was is lost, as after a full disk: what the store has already stays there once."""
+    with tracking.training_run(PARAMS, "cpu") as run:
+        run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        (journal,) = delivery.deliver_all(results)
+        (journal.folder / "state.json").write_text('{"run_id": "')
+        run.log_epoch({"epoch": 2, "train_mse": 0.1}, epoch_seconds=1)
+    assert delivery.deliver_all(results) == []
+    (row,) = content(store)
+    assert [step for step, *_ in row["points"]["train/mse"]] == [1, 2]
+
+
+def test_a_delivery_that_succeeds_forgets_the_problem_before(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training that goes on is not told of an outage that is over."""
+
+    def away(*_: Any) -> None:
+        raise OSError("the store is away")
+
+    with tracking.training_run(PARAMS, "cpu"):
+        with monkeypatch.context() as outage:
+            outage.setattr(delivery, "open_store", away)
+            (journal,) = delivery.deliver_all(results)
+        problem = journal.problem()
+        assert problem is not None
+        assert problem[0] == "OSError: the store is away"
+        delivery.deliver_all(results)
+        assert journal.problem() is None
 
 
 def test_two_evaluations_of_the_same_training_make_one_row(
@@ -221,7 +274,7 @@ def test_files_have_longer_to_upload_than_an_answer_may_take(
     uploaded = []
 
     class Storage(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:  # noqa: N802
+        def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             if any(re.search(pattern, self.path) for pattern in slow):
                 time.sleep(1.5)
