@@ -169,7 +169,7 @@ def load_runs(path: Path) -> pd.DataFrame:
         raise PipelineError(
             f"{path} has no column {', '.join(lacking)}; without --redraw it is made from MLflow's store"
         )
-    for column in runs:
+    for column in map(str, runs):
         if column in numbers:
             runs[column] = runs[column].map(float, na_action="ignore")
         elif "." in column:  # a parameter; a hash may look like a number and is not one

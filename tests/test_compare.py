@@ -174,8 +174,8 @@ def test_what_the_axis_sets_does_not_split_the_curve(add_run: AddRun) -> None:
     for precision in ("float32", "bfloat16"):
         add_run(2, environment={"precision": precision}, train__precision=precision, sweep="precisions")
     assert [len(curve.runs) for curve in curves("train.precision", "precisions")[0]] == [2]
-    for seed, threads in ((1, "4"), (2, "8")):
-        add_run(2, seed, environment={"threads": threads}, train__lr=0.1, train__threads="auto", sweep="threads | auto")
+    for seed, used in ((1, "4"), (2, "8")):
+        add_run(2, seed, environment={"threads": used}, train__lr=0.1, train__threads="auto", sweep="threads | auto")
     assert [len(curve.runs) for curve in curves("train.threads", "threads")[0]] == [2]
     mixed = "2 run(s) of which some with one train.threads differ in threads"
     assert curves("train.threads", "threads")[1] == [mixed]
@@ -236,12 +236,12 @@ def test_the_figure_draws_validation_and_test(add_run: AddRun) -> None:
         [line for line in ax.collections if isinstance(line, LineCollection)] for ax in (valid, test)
     )
     assert valid.get_title().startswith("validation")
-    assert list(valid.lines[0].get_ydata()) == pytest.approx([0.05, 0.02])
+    assert np.asarray(valid.lines[0].get_ydata()) == pytest.approx([0.05, 0.02])
     assert deviation_of_valid.get_segments()[0][:, 1] == pytest.approx([0.05 - 0.02 / 2**0.5, 0.05 + 0.02 / 2**0.5])
     assert test.get_title().startswith("test")
-    assert list(test.lines[0].get_ydata()) == pytest.approx([0.07, 0.03])
+    assert np.asarray(test.lines[0].get_ydata()) == pytest.approx([0.07, 0.03])
     assert deviation_of_test.get_segments()[0][:, 1] == pytest.approx([0.07 - 0.04 / 2**0.5, 0.07 + 0.04 / 2**0.5])
-    drawn = {line.get_label(): list(line.get_ydata()) for line in test.lines}
+    drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in test.lines}
     assert drawn["PCA of the same size"] == pytest.approx([0.03, 0.015])
     assert drawn["mean image"] == pytest.approx([0.07, 0.07])
     assert "mean image" not in {line.get_label() for line in valid.lines}
