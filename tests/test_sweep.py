@@ -121,11 +121,11 @@ def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> Non
 
 
 def test_what_stops_prepare_is_shown(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """DVC's own error, then where it was."""
+    """DVC's own error, then what it stopped."""
     points = make_points({"train.seed": [0]})
     of_other_data = make_points({"data.split_seed": [0, 1]})
     (workspace / "dvc.yaml").write_text("stages: 5\n")
-    with pytest.raises(PipelineError, match=f"`dvc repro baselines` failed in {workspace}; see the error above"):
+    with pytest.raises(PipelineError, match="`dvc repro baselines` failed; see the error above"):
         sweep.prepare(points, workspace)
     assert "dvc.yaml" in capfd.readouterr().err
     sweep.prepare(of_other_data, workspace)  # nothing that all points share
