@@ -142,7 +142,7 @@ def reproduce_baselines(folder: Path) -> None:
     # What DVC says of success goes to stdout, of errors to stderr.
     done = subprocess.run(command, cwd=folder, env=environment_of_stages(), stdout=subprocess.DEVNULL)
     if done.returncode != 0:
-        raise PipelineError(f"`dvc repro baselines` failed in {folder}; see the error above")
+        raise PipelineError("`dvc repro baselines` failed; see the error above")
 
 
 def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:

@@ -40,9 +40,11 @@ def test_a_shallow_repository_makes_copies_too(
     git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
     monkeypatch.chdir(tmp_path / "shallow")
     Path("params.yaml").write_text("changed\n")
+    run(Path.cwd(), "dvc", "config", "--local", "core.checksum_jobs", "3")
     with dvc_engine.copies(Path.cwd(), 1) as (copy,), dvc_engine.copies(copy, 1) as (second,):
         for folder in (copy, second):
             assert (folder / "params.yaml").read_text() == "changed\n"
             assert git(folder, "status", "--porcelain") == " M params.yaml\n"
+            assert "checksum_jobs = 3" in (folder / ".dvc/config.local").read_text()
             assert run(folder, "dvc", "cache", "dir").stdout.strip() == str(Path.cwd() / ".dvc/cache")
     assert list(Path(".dvc/tmp/exps").iterdir()) == []

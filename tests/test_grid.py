@@ -37,7 +37,7 @@ def test_any_parameter_makes_a_grid(workspace: Path) -> None:
 
 
 def test_a_point_is_given_to_dvc_as_it_was_given_to_the_sweep(workspace: Path) -> None:
-    """Text, null and lists as `dvc exp run -S` reads them; a name that is a file's whatever the number of parameters."""
+    """Text, null and lists as `dvc exp run -S` reads them; a name of which a file's name can be made."""
     arguments = ["model.n_layers=null model.hidden_sizes=[64,32],[32] train.precision=float32"]
     arguments += [
         "data.train_ratio=0.7,0.8 train.lr=0.001,0.002 train.weight_decay=0.01,0.02 train.adam_beta2=0.9,0.95"

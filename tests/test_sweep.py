@@ -92,22 +92,22 @@ def test_an_edit_while_a_sweep_starts_makes_no_false_experiment(workspace: Path)
     assert row.data.tags["sweep"] == "seed=0"
 
 
-def test_a_name_is_no_proof(workspace: Path) -> None:
-    """An experiment with a point's name and another point's dvc.lock does not make the point done."""
-    (point,) = make_points({"train.seed": [0]})
-    head = git(workspace, "rev-parse", "HEAD").strip()
-    git(workspace, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{point.experiment}", head)
-    assert dvc_engine.finished([point]) == {}
-
-
-@pytest.mark.parametrize("name", ["a | b", "a |", "|"])
-def test_a_name_with_the_separator_of_names_is_one_message(workspace: Path, name: str) -> None:
-    """It would be several names when it is read back, and be added at each repetition."""
-    done = run(workspace, "pipeline.sweep", "--name", name, ok=False)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # It would be two names when it is read back, and be added at each repetition.
+        (["--name", "a | b"], "--name must not contain |, which separates the names of a run's sweeps; got 'a | b'"),
+        (["--name", "a |"], "--name must not contain |, which separates the names of a run's sweeps; got 'a |'"),
+        (["--jobs", "0"], "--jobs must be 1 or more, got 0"),
+        (["--address", "10.0.0.5:6379"], "--address is that of a Ray cluster: --engine ray"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_one_message(workspace: Path, arguments: list[str], message: str) -> None:
+    """Before anything runs."""
+    done = run(workspace, "pipeline.sweep", *arguments, ok=False)
     assert done.returncode == 2
-    assert (
-        done.stderr == f"error: --name must not contain |, which separates the names of a run's sweeps; got {name!r}\n"
-    )
+    assert done.stderr == f"error: {message}\n"
+    assert not (workspace / ".dvc/tmp/sweep").exists()
 
 
 def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> None:
@@ -121,12 +121,15 @@ def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> Non
 
 
 def test_what_stops_prepare_is_shown(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """DVC's own error, then where it was."""
+    """DVC's own error, then what it stopped."""
     points = make_points({"train.seed": [0]})
+    of_other_data = make_points({"data.split_seed": [0, 1]})
     (workspace / "dvc.yaml").write_text("stages: 5\n")
-    with pytest.raises(PipelineError, match=f"`dvc repro baselines` failed in {workspace}; see the error above"):
+    with pytest.raises(PipelineError, match="`dvc repro baselines` failed; see the error above"):
         sweep.prepare(points, workspace)
     assert "dvc.yaml" in capfd.readouterr().err
+    sweep.prepare(of_other_data, workspace)  # nothing that all points share
+    sweep.prepare([], workspace)
 
 
 @pytest.mark.slow
