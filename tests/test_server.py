@@ -234,6 +234,17 @@ def test_a_stale_process_id_is_no_trouble() -> None:
             other.kill()
 
 
+@pytest.mark.parametrize("text", ["", "no number\n"])
+def test_a_torn_process_id_is_no_trouble(text: str) -> None:
+    """PostgreSQL's file as a crash may leave it."""
+    with server_folder() as folder:
+        with postgres.running(folder):
+            pass
+        (folder / "postgres/postmaster.pid").write_text(text)
+        with postgres.running(folder) as database:
+            assert database.process.poll() is None
+
+
 def test_a_half_made_database_is_made_anew() -> None:
     """`initdb` that was killed leaves nothing that a later start would take for a database."""
     with server_folder() as folder:
