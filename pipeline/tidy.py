@@ -119,10 +119,8 @@ def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run,
     runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
     used = used_models(client) if runs else set()
     # A version may be registered by an address, without its run's id.
-    sources = [
-        " ".join(filter(None, (version.run_id, version.source, version.storage_location)))
-        for version in client.search_model_versions(max_results=10_000)
-    ]
+    versions = client.search_model_versions(max_results=10_000)
+    sources = [f"{version.run_id} {version.source}" for version in versions]
     found = []
     for run in runs:
         models = list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'"))

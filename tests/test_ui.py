@@ -82,8 +82,8 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     runs compare: parallel coordinates, a scatter plot with a point for each, and each test MSE beside its size. Nobody
     gets in without the token that the links hold, and nobody reaches MLflow's assistant."""
     page, text = page_and_text
-    assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ["Sweep 'another'", 'Sweep "bob\'s sizes"', "MLflow"]
-    _, sweep, table = re.findall(r"http://127\S+", text)
+    assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ['Sweep "bob\'s sizes"', "Sweep 'another'", "MLflow"]
+    sweep, _, table = re.findall(r"http://127\S+", text)
     assert len(sweep) < 220
     base = table.partition("?")[0]
     assert [status(base + path) for path in ("", "api/2.0/mlflow/experiments/search", "?token=x")] == [403] * 3
