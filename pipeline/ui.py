@@ -93,7 +93,8 @@ def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
         f"Sweep {name!r}": f"{table}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
         for name in reversed(names)
     }
-    return charts | {"MLflow": table}
+    # The empty filter takes the place of a sweep's, which the page remembers.
+    return charts | {"MLflow": f"{table}&searchFilter="}
 
 
 def condition(sweep: str) -> str:
