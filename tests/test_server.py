@@ -113,8 +113,8 @@ def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
 @pytest.mark.slow
 def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
     """Who gives none, MLflow's old default or a wrong one gets 401; names of other machines and pages are refused.
-    MLflow has no assistant. A user who is no admin delivers a run, with the password in the address. It, the admin's and
-    another one in the environment are in no table, artifact, log, journal, environment or command line."""
+    MLflow has no assistant. A user who is no admin delivers a run, with the password in the address. It, the admin's
+    and another one in the environment are in no table, artifact, log, journal, environment or command line."""
     secrets = [IN_ADDRESS, IN_ENVIRONMENT, ADMIN_PASSWORD]
     with server_folder() as folder:
         team = TeamServer(
