@@ -151,7 +151,10 @@ def _stop_leftover(programs: Path, data: Path, log: Path) -> None:
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
-    pid, *lines = pid_file.read_text().splitlines()
+    pid, *lines = pid_file.read_text().splitlines() or [""]
+    if not pid.strip().isdecimal():  # a full disk or a crash cut it off, and PostgreSQL would not start
+        pid_file.unlink()
+        return
     try:
         is_ours = str(data) in psutil.Process(int(pid)).cmdline()
     except psutil.NoSuchProcess:  # or a zombie

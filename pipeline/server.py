@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import postgres, processes
+from pipeline import mlflow_app, postgres, processes
 from pipeline.errors import PipelineError, run_command
 from pipeline.repository import main_root
 from pipeline.ui import check_port, wait_until_up
@@ -139,23 +139,28 @@ def mlflow_server(
     options = ["--host", host, "--port", str(port), "--workers", str(WORKERS)]
     options += ["--artifacts-destination", str(artifacts)]
     if authentication:
-        options += ["--app-name", "basic-auth"]
+        options += ["--app-name", "with-passwords"]
         config = folder / "auth.ini"
         config.write_text(AUTH_CONFIG.format(admin=ADMIN, database_uri=database.address(postgres.USERS)))
         settings |= {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN}
         settings["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)
+    else:
+        options += ["--app-name", "without-passwords"]
     if not is_loopback(host):
         settings = names_of_this_machine(host, port) | settings
-    # In a session of its own: Ctrl-C in a terminal would reach all processes at once.
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options], env=os.environ | settings, start_new_session=True
-    )
-    try:
-        record.write_text(json.dumps(processes.identity(server.pid)))
-        yield server
-    finally:
-        stop(server)
-        record.unlink(missing_ok=True)
+    with mlflow_app.python_path() as python_path:
+        # In a session of its own: Ctrl-C in a terminal would reach all processes at once.
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            env=os.environ | python_path | settings,
+            start_new_session=True,
+        )
+        try:
+            record.write_text(json.dumps(processes.identity(server.pid)))
+            yield server
+        finally:
+            stop(server)
+            record.unlink(missing_ok=True)
 
 
 def names_of_this_machine(host: str, port: int) -> dict[str, str]:

@@ -158,8 +158,14 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
 
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """One process at a time on a database that is opened directly, whichever repositories and machines they work in."""
+    """One process at a time on a database that is opened directly, whichever repositories and machines they work in.
+
+    Raises:
+        PipelineError: the folder of a sqlite file does not exist.
+    """
     if (file := sqlite_file(uri)) is not None:
+        if not file.parent.is_dir():  # which the lock would make
+            raise PipelineError(f"the MLflow store cannot be opened: there is no folder {file.parent}")
         with FileLock(f"{file}.lock", mode=0o660):  # the group may share the store
             yield
     elif uri.startswith("postgresql"):

@@ -2,7 +2,8 @@
 
     python -m pipeline.tidy [--remove]
 
-- runs that were deleted in MLflow, with their artifacts and models (a tracking server tidies its own);
+- runs that were deleted in MLflow, with their artifacts and models, unless the model registry or another run uses one
+  (a tracking server tidies its own);
 - folders of DVC's temporary experiments, and a sweep's clones, that no process works in and nothing has changed in
   for an hour;
 - checkpoints of trainings that nobody went on with for a week;
@@ -109,15 +110,34 @@ def old_checkpoints(root: Path) -> list[Path]:
 
 
 def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run, list[LoggedModel]]]":
-    """The runs that were deleted in MLflow, each with its models; without those that the model registry holds."""
+    """The runs that were deleted in MLflow, each with its models; without those of which something is in use.
+
+    That is a version in the model registry, or a model that a run which is not deleted names.
+    """
     from mlflow.entities import ViewType
 
     runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
-    return [
-        (run, list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'")))
-        for run in runs
-        if not client.search_model_versions(f"run_id = '{run.info.run_id}'")
-    ]
+    used = used_models(client) if runs else set()
+    # A version may be registered by an address, without its run's id.
+    versions = client.search_model_versions(max_results=10_000)
+    sources = [f"{version.run_id} {version.source}" for version in versions]
+    found = []
+    for run in runs:
+        models = list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'"))
+        ids = {run.info.run_id, *(model.model_id for model in models)}
+        if not (ids & used or any(id_ in source for id_ in ids for source in sources)):
+            found.append((run, models))
+    return found
+
+
+def used_models(client: "MlflowClient") -> set[str]:
+    """The ids of the models that runs which are not deleted, of any experiment, take in or put out."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    used: set[str] = set()
+    for run in client.search_runs(experiments, max_results=50_000):
+        used |= {model.model_id for model in (run.inputs.model_inputs if run.inputs else [])}
+        used |= {model.model_id for model in (run.outputs.model_outputs if run.outputs else [])}
+    return used
 
 
 def delete_for_good(client: "MlflowClient", runs: "list[tuple[Run, list[LoggedModel]]]", uri: str) -> None:

@@ -2,23 +2,27 @@
 
     python -m pipeline.ui [--port 5000]
 
-Prints that address, and for each sweep the one of MLflow's comparison of its runs.
+Prints that address last, and before it for each sweep the one of the charts of its runs. Only these addresses, with the
+token that they carry, open the pages: other users of the machine reach the port too.
 """
 
 import argparse
 import errno
-import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
 import webbrowser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from pipeline import mlflow_app
 from pipeline.errors import PipelineError, run_command
 from pipeline.processes import sigterm_as_exit
 from pipeline.redaction import redact
@@ -31,8 +35,6 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
-# More make the address longer than browsers take.
-MOST_COMPARED = 100
 
 
 def main() -> None:
@@ -42,52 +44,68 @@ def main() -> None:
 
     uri = tracking_uri(main_root())
     client, experiment_id = open_store()
-    # Without the query MLflow 3 opens an experiment in its view for language models, which is empty here.
-    page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    sweeps = comparisons(client, experiment_id)
+    pages = links(client, experiment_id)
     if is_server(uri):
-        address = redact(uri).rstrip("/")
-        print(f"The runs are on the tracking server: {address}{page}")
-        for name, link in sweeps.items():
-            print(f"Sweep {name!r}, compared: {address}{link}")
+        show(pages, redact(uri).rstrip("/") + "/")
         return
     check_port(HOST, port, "make ui")
-    options = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    token = secrets.token_urlsafe(12)
     # One worker and no job runner: 2 processes instead of 13, and a third of the time to start.
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options],
-        # The address may hold a password, which a command line would show to everyone on the machine.
-        env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )
-    try:
-        with sigterm_as_exit():
-            wait_until_up(server, f"http://{HOST}:{port}/health")
-            print(f"\nMLflow is at http://{HOST}:{port}{page}")
-            for name, link in sweeps.items():
-                print(f"Sweep {name!r}, compared: http://{HOST}:{port}{link}")
-            print("Ctrl-C ends it.", flush=True)
-            if sys.stdout.isatty():
-                webbrowser.open(f"http://{HOST}:{port}{page}")
-            if server.wait() != 0:
-                raise PipelineError("the MLflow server ended; what went wrong stands above")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.terminate()
-        server.wait()
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "with-token"]
+    options += ["--uvicorn-opts", "--log-level warning"]  # a line for each request would hide the addresses
+    with mlflow_app.python_path() as python_path, TemporaryDirectory(prefix="mlflow-ui-") as private:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            # The address may hold a password, which a command line would show to everyone on the machine.
+            env=os.environ
+            | python_path
+            | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_app.TOKEN: token},
+        )
+        try:
+            with sigterm_as_exit():
+                wait_until_up(server, f"http://{HOST}:{port}/health")
+                address = f"http://{HOST}:{port}/?token={token}"
+                print()
+                show(pages, address)
+                print("Ctrl-C ends it.", flush=True)
+                if sys.stdout.isatty():
+                    # A browser's command line would show the token to everyone on the machine.
+                    page = Path(private, "open.html")
+                    page.write_text(f'<meta http-equiv="refresh" content="0; url={address}{pages["MLflow"]}">')
+                    webbrowser.open(page.as_uri())
+                if server.wait() != 0:
+                    raise PipelineError("the MLflow server ended; what went wrong stands above")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.terminate()
+            server.wait()
 
 
-def comparisons(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
-    """{sweep: the path of MLflow's compare view on its finished runs}, the newest sweep first."""
-    ids: dict[str, list[str]] = {}
+def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
+    """{what: the fragment of its address}: the charts of each sweep's runs, the oldest first, and the table of runs."""
+    # Without workflowType MLflow 3 opens an experiment in its view for language models, which is empty here.
+    table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    names: dict[str, None] = {}
     for run in search_all(client, experiment_id, "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'"):
-        for name in sweeps_of(run.data.tags):
-            ids.setdefault(name, []).append(run.info.run_id)
-    experiments = quote(json.dumps([experiment_id]))
-    return {
-        name: f"/#/compare-runs?runs={quote(json.dumps(found[:MOST_COMPARED]))}&experiments={experiments}"
-        for name, found in ids.items()
+        names |= dict.fromkeys(sweeps_of(run.data.tags))
+    charts = {
+        f"Sweep {name!r}": f"{table}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
+        for name in reversed(names)
     }
+    # The empty filter takes the place of a sweep's, which the page remembers.
+    return charts | {"MLflow": f"{table}&searchFilter="}
+
+
+def condition(sweep: str) -> str:
+    """MLflow's filter for a sweep's runs: their tag has its name, perhaps with others'."""
+    quotation = '"' if "'" in sweep else "'"
+    return f"tags.sweep LIKE {quotation}%{sweep}%{quotation}"
+
+
+def show(pages: dict[str, str], address: str) -> None:
+    for what, page in pages.items():
+        print(f"{what} is at {address}{page}")
 
 
 def check_port(host: str, port: int, command: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -18,6 +20,7 @@ from mlflow import MlflowClient
 
 from pipeline import postgres, server
 from pipeline.errors import PipelineError
+from pipeline.mlflow_app import ASSISTANT
 from tests.helpers import PROJECT, artifacts, files_with, run, stored
 from tests.team_server import TeamServer, server_folder
 
@@ -110,8 +113,8 @@ def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
 @pytest.mark.slow
 def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
     """Who gives none, MLflow's old default or a wrong one gets 401; names of other machines and pages are refused.
-    A user who is no admin delivers a run, with the password in the address. It, the admin's and another one in the
-    environment are in no table, artifact, log, journal, environment or command line."""
+    MLflow has no assistant. A user who is no admin delivers a run, with the password in the address. It, the admin's
+    and another one in the environment are in no table, artifact, log, journal, environment or command line."""
     secrets = [IN_ADDRESS, IN_ENVIRONMENT, ADMIN_PASSWORD]
     with server_folder() as folder:
         team = TeamServer(
@@ -128,6 +131,8 @@ def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
             assert team.status("admin", "password1234") == 401
             assert team.status("admin", "wrong") == 401
             assert team.status("admin", ADMIN_PASSWORD) == 200
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(f"{team.address}{ASSISTANT}/config", timeout=20)
             here = f"{socket.gethostname()}:{team.port}"
             assert team.status("admin", ADMIN_PASSWORD, Host=here, Origin=f"http://{here}") == 200
             assert team.status("admin", ADMIN_PASSWORD, Host="elsewhere.example") == 403
@@ -232,6 +237,17 @@ def test_a_stale_process_id_is_no_trouble() -> None:
             assert other.poll() is None
         finally:
             other.kill()
+
+
+@pytest.mark.parametrize("text", ["", "no number\n"])
+def test_a_torn_process_id_is_no_trouble(text: str) -> None:
+    """PostgreSQL's file as a crash may leave it."""
+    with server_folder() as folder:
+        with postgres.running(folder):
+            pass
+        (folder / "postgres/postmaster.pid").write_text(text)
+        with postgres.running(folder) as database:
+            assert database.process.poll() is None
 
 
 def test_a_half_made_database_is_made_anew() -> None:

@@ -5,7 +5,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from pipeline import postgres
 from pipeline import store as store_module
 from pipeline.errors import PipelineError
-from pipeline.store import DEFAULT_EXPERIMENT, open_store, search_all, store_name, tracking_uri
+from pipeline.store import DEFAULT_EXPERIMENT, answers, open_store, search_all, store_name, tracking_uri
 from tests.helpers import PROJECT, environment, free_port
 from tests.team_server import server_folder
 
@@ -114,7 +116,7 @@ def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path)
     ui.wait(30)
     assert [process.returncode for process in started] == [0] * 8
     assert len(set(results)) == 1
-    assert f"/#/experiments/{results[0]}/runs" in link
+    assert f"#/experiments/{results[0]}/runs" in link
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
     assert names == [DEFAULT_EXPERIMENT]
@@ -235,6 +237,7 @@ def test_a_copied_repository_uses_its_own_artifacts(tmp_path: Path, monkeypatch:
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute("DELETE FROM runs")
     (tmp_path / "copy").rename(tmp_path / "moved")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow has set
     monkeypatch.chdir(tmp_path / "moved")
     client, experiment_id = open_store()
     assert client.get_experiment(experiment_id).artifact_location == (tmp_path / "moved/mlartifacts").as_uri()
@@ -258,6 +261,35 @@ def test_a_damaged_store_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(PipelineError, match="the MLflow store cannot be opened: "):
         open_store()
+
+
+def test_a_store_in_a_folder_that_is_not_there_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing makes the folder: a misspelt path leaves no second store."""
+    (tmp_dir / ".dvc").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///absent/mlflow.db")
+    with pytest.raises(PipelineError, match=r"the MLflow store cannot be opened: there is no folder .*/absent"):
+        open_store()
+    assert not Path("absent").exists()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (401, True), (404, True), (500, False), (503, False)])
+def test_what_counts_as_an_answer(status: int, expected: bool) -> None:
+    """A server that asks for a password answers; one that fails does not."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            assert answers(f"http://127.0.0.1:{server.server_port}", 5) == expected
+        finally:
+            server.shutdown()
 
 
 def test_a_database_without_its_library_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

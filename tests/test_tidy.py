@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelInput
 
 from pipeline import delivery, tidy, tracking
 from pipeline.journal import Journal, journals
@@ -53,6 +54,33 @@ def test_deleted_runs_go_with_all_that_is_theirs(
     assert stored_files(results) == {path for path in files if kept_ids & set(path.parts)} != set()
     assert client.download_artifacts(kept.info.run_id, "params.yaml")
     assert "0.0 MB  in all" in tidy_up(monkeypatch, capsys)
+
+
+def test_what_is_still_used_of_a_deleted_run_stays(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A version in the model registry, with its run's id or by an address alone, and a model that a run takes in."""
+    for seed in range(4):
+        tracking.log_evaluation(small_params(train__seed=seed))
+    delivery.deliver_all(results)
+    client = MlflowClient(store)
+    runs = stored(store)
+    addresses, ids = [], []
+    for run in runs:
+        assert run.outputs is not None
+        ids.append(run.outputs.model_outputs[0].model_id)
+        addresses.append(client.get_logged_model(ids[-1]).artifact_location)
+    client.create_registered_model("registered")
+    client.create_model_version("registered", addresses[0], runs[0].info.run_id)
+    client.create_model_version("registered", addresses[1])
+    other = client.create_run(client.create_experiment("other")).info.run_id
+    client.log_inputs(other, models=[LoggedModelInput(ids[2])])
+    for run in runs:
+        client.delete_run(run.info.run_id)
+
+    said = tidy_up(monkeypatch, capsys, "--remove")
+    assert [run.info.run_id in said for run in runs] == [False, False, False, True]
+    assert [any(id_ in path.parts for path in stored_files(results)) for id_ in ids] == [True, True, True, False]
 
 
 def test_temporary_experiments_without_a_process_go(

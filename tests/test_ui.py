@@ -11,11 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from pipeline import delivery, tracking
+from pipeline.mlflow_app import ASSISTANT
 from pipeline.params import Params
 from pipeline.store import open_store
 from tests.helpers import PROJECT, environment, free_port, run, small_params, wait_until, write_results
@@ -41,7 +44,7 @@ def log_row(folder: Path, params: Params) -> None:
 
 @pytest.fixture
 def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
-    """A browser page, and what `python -m pipeline.ui` prints for a store with a sweep of five rows."""
+    """A browser page, and what `python -m pipeline.ui` prints for a store with five runs, all but one of a sweep."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
@@ -50,8 +53,8 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         log_row(tmp_dir, small_params(model__bottleneck_size=size))
     assert delivery.deliver_all(tmp_dir) == []
     client, experiment_id = open_store()
-    for row in client.search_runs([experiment_id]):
-        client.set_tag(row.info.run_id, "sweep", "sizes")
+    for row in client.search_runs([experiment_id], f"params.`model.bottleneck_size` != '{SIZES[-1]}'"):
+        client.set_tag(row.info.run_id, "sweep", "another | bob's sizes")
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.ui", "--port", str(port)],
@@ -69,23 +72,35 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         browser.close()
     server.send_signal(signal.SIGTERM)
     assert server.wait(30) == 128 + signal.SIGTERM
+    assert server.stdout.read() == ""  # no line for each request
     with socket.create_server(("127.0.0.1", port)):  # no MLflow is left on it
         pass
 
 
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
-    """One opens the table of all runs, which charts them too, the other a sweep's comparison: parallel coordinates,
-    a scatter plot with a point for each run, and each test MSE beside its bottleneck size."""
+    """The last one opens the table of all runs, the other a sweep's runs as charts, with a bar of each test MSE. Ticked
+    runs compare: parallel coordinates, a scatter plot with a point for each, and each test MSE beside its size. Nobody
+    gets in without the token that the links hold, and nobody reaches MLflow's assistant."""
     page, text = page_and_text
-    table, comparison = re.findall(r"http://127\S+", text)
+    assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ['Sweep "bob\'s sizes"', "Sweep 'another'", "MLflow"]
+    sweep, _, table = re.findall(r"http://127\S+", text)
+    assert len(sweep) < 220
+    base = table.partition("?")[0]
+    assert [status(base + path) for path in ("", "api/2.0/mlflow/experiments/search", "?token=x")] == [403] * 3
+    assert status(base + "health") == 200
+
+    page.goto(sweep)
+    expect(page.get_by_text("test/mse").first).to_be_visible(timeout=60_000)
+    in_sweep = sorted(map(made_up_mse, SIZES[:-1]))
+    wait_until(lambda: in_sweep in [sorted(trace["x"]) for trace in plotted(page, "bar")])
+    assert page.evaluate(f"fetch('{ASSISTANT}/config').then(answer => answer.status)") == 404
+
+    page.goto("about:blank")
     page.goto(table)
     for size in SIZES:
         expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
     page.get_by_role("checkbox").first.click()  # all rows
     page.get_by_role("button", name="Compare").first.click()
-    expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
-    page.goto("about:blank")
-    page.goto(comparison)
     expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
     sizes_in_a_row = "\t".join(["model.bottleneck_size", *map(str, sorted(SIZES, reverse=True))])
     test_mse_in_a_row = r"\s+".join(f"{made_up_mse(size):.3f}" for size in sorted(SIZES, reverse=True))
@@ -98,10 +113,12 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     test_mse = sorted(map(made_up_mse, SIZES))
     wait_until(lambda: test_mse in [sorted(trace["y"]) for trace in plotted(page, "scattergl")])
 
-    page.goto("about:blank")
-    page.goto(f"{table}&compareRunsMode=CHART")
-    expect(page.get_by_text("test/mse").first).to_be_visible(timeout=60_000)
-    wait_until(lambda: test_mse in [sorted(trace["x"]) for trace in plotted(page, "bar")])
+
+def status(address: str) -> int:
+    try:
+        return int(urlopen(address, timeout=20).status)
+    except HTTPError as error:
+        return error.code
 
 
 def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
