@@ -99,6 +99,21 @@ def test_the_original_as_it_is_has_its_own_layers(
     assert model(torch.rand(2, 784)).shape == (2, 784)
 
 
+def test_the_networks_are_those_that_the_page_describes() -> None:
+    """benchmarks/README.md has the number of layers and parameters of both references, for both experiments."""
+    page = (PROJECT / "benchmarks/README.md").read_text()
+    for name, network in REFERENCES.items():
+        cells = []
+        for bottleneck_size, n_layers in ((10, 5), (2, 10)):
+            model = network(bottleneck_size, n_layers)
+            linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+            encoder = [layer.out_features for layer in linear].index(bottleneck_size) + 1
+            millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            cells.append(f"{encoder} + {len(linear) - encoder}, {millions:.2f} million")
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {table.NAMES[name]} |")]
+        assert row.endswith(f"| {' | '.join(cells)} |")
+
+
 def test_the_second_reference_has_this_projects_layers() -> None:
     """Its weights have the names' order and the shapes of AutoEncoder's, and in training it computes the same."""
     network = our_layers(bottleneck_size=10, n_layers=5)
