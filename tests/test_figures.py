@@ -148,7 +148,7 @@ def test_a_clouds_name_stands_where_it_is_densest() -> None:
 
 def test_no_name_stands_at_a_lone_outlier() -> None:
     """Not even where another digit's name has taken the cloud's middle."""
-    cloud = np.vstack([GENERATOR.normal(size=(300, 2)), [[60, 60]]])
+    cloud = np.vstack([GENERATOR.normal(size=(300, 2)), [[600, 600]]])
     places = figures.label_places(np.vstack([cloud, cloud]), np.repeat([3, 8], 301))
     assert all(np.abs(place).max() < 3 for place in places.values())
 
