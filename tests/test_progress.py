@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from pipeline.progress import SweepProgress, announce_dataset
+from pipeline.progress import SweepProgress, announce_dataset, report
 from tests.helpers import PROJECT, environment, small_params
 
 EPOCHS = """
@@ -95,3 +95,15 @@ def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
         "digits k=2 seed=0: test MSE 0.0338 in 60 s   "
         "(9 of 18 done; running: digits k=4 seed=0; failed: 0; about 4.5 min left)\n"
     )
+
+
+def test_a_stage_reports_what_it_does_unless_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, or none with PIPELINE_VERBOSE=0."""
+    monkeypatch.delenv("PIPELINE_VERBOSE", raising=False)
+    report("drawing")
+    assert capsys.readouterr().out == "drawing\n"
+    monkeypatch.setenv("PIPELINE_VERBOSE", "0")
+    report("drawing")
+    assert capsys.readouterr().out == ""
