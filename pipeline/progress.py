@@ -1,6 +1,6 @@
 """What a person sees while the model trains, a bar on a terminal, a line now and then in a log; and how far a sweep is.
 
-PIPELINE_VERBOSE=0 silences all but the sweep. It is an environment variable, not a parameter, so that chatter
+PIPELINE_VERBOSE=0 silences the training and `report`. It is an environment variable, not a parameter, so that chatter
 never retrains a model.
 """
 

@@ -36,6 +36,23 @@ def test_a_ring_is_for_neighbours_not_for_a_line() -> None:
     assert accuracy["logistic_regression"] < 0.8
 
 
+def test_the_majority_of_five_neighbours_counts() -> None:
+    """Three of five outvote the two nearest."""
+    train_codes = np.array([[1], [-2], [3], [-4], [5], [50]], np.float32)
+    labels = np.array([0, 0, 1, 1, 1, 0])
+    found = accuracies(train_codes, labels, np.zeros((1, 1), np.float32), np.array([1]))
+    assert found["nearest_neighbours"] == 1
+
+
+def test_logistic_regression_does_not_depend_on_units() -> None:
+    """Codes a million times smaller are read as well, and so are codes far from zero."""
+    codes, labels = clusters(500, 10, seed=0)
+    test_codes, test_labels = clusters(200, 10, seed=1)
+    for scale, shift in ((1e-6, 0), (1, 1000)):
+        found = accuracies(codes * scale + shift, labels, test_codes * scale + shift, test_labels)
+        assert found["logistic_regression"] == 1
+
+
 def test_the_number_of_threads_decides_nothing() -> None:
     """On codes that say nothing of the digit, where the last bits of the products decide what is guessed."""
     generator = np.random.default_rng(0)
@@ -69,16 +86,35 @@ def test_codes_that_never_change_have_rank_zero() -> None:
 
 
 def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
-    """However much it varies; one of small variance that the image hangs on is alive, and how much so is known."""
+    """However much it varies; one of small variance that the image hangs on is alive, and how much so is known.
+
+    Growth of 0.3 % is alive, of 0.03 % is dead.
+    """
     generator = np.random.default_rng(0)
-    codes = generator.normal(size=(50, 3)).astype(np.float32) * np.array([1, 0.001, 100], np.float32)
-    weights = generator.normal(size=(3, 784)).astype(np.float32) * np.array([[1], [1000], [0]], np.float32)
+    scales = np.array([1, 0.001, 100, 1, 1])
+    strengths = np.array([1, 1000, 0, 0.003**0.5, 0.0003**0.5])[:, None]
+    codes = (generator.normal(size=(50, 5)) * scales).astype(np.float32)
+    weights = (generator.normal(size=(5, 784)) * strengths).astype(np.float32)
 
     def decode(codes: np.ndarray) -> np.ndarray:
         return codes @ weights
 
     noise = generator.normal(size=(50, 784)).astype(np.float32)
     found = importance(codes, decode(codes) + noise, decode)
-    assert list(found < DEAD) == [False, False, True]
+    assert list(found < DEAD) == [False, False, True, False, True]
     variance = codes[:, :2].var(axis=0) * (weights[:2] ** 2).mean(axis=1)
     assert found[:2] == pytest.approx(variance / (noise**2).mean(), rel=0.1)
+
+
+def test_importance_is_that_of_all_images() -> None:
+    """Whatever is decoded at once: the growth equals the one computed over all images together."""
+    generator = np.random.default_rng(0)
+    codes = (generator.normal(size=(2500, 3)) * np.linspace(0.1, 3, 2500)[:, None]).astype(np.float32)
+    weights = generator.normal(size=(3, 784)).astype(np.float32)
+    pixels = codes @ weights + generator.normal(size=(2500, 784)).astype(np.float32)
+    expected = []
+    for dimension in range(3):
+        without = codes.copy()
+        without[:, dimension] = codes[:, dimension].mean()
+        expected.append(((without @ weights - pixels) ** 2).mean() / ((codes @ weights - pixels) ** 2).mean() - 1)
+    assert importance(codes, pixels, lambda batch: batch @ weights) == pytest.approx(expected, rel=1e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.progress import PointMse, Running, SweepProgress, announce_dataset
+from pipeline.progress import PointMse, Running, SweepProgress, announce_dataset, report
 from tests.helpers import PROJECT, environment, small_params
 
 EPOCHS = """
@@ -150,3 +150,15 @@ def test_a_terminal_has_one_line_of_a_sweep_that_changes() -> None:
     assert second.startswith("0 of 2 done; running: k=1x")
     assert len(first) == len(second) == 99
     assert end.startswith("k=2: valid MSE 0.1000 (test 0.2000) in 1 s")
+
+
+def test_a_stage_reports_what_it_does_unless_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, or none with PIPELINE_VERBOSE=0."""
+    monkeypatch.delenv("PIPELINE_VERBOSE", raising=False)
+    report("drawing")
+    assert capsys.readouterr().out == "drawing\n"
+    monkeypatch.setenv("PIPELINE_VERBOSE", "0")
+    report("drawing")
+    assert capsys.readouterr().out == ""
