@@ -122,6 +122,7 @@ def test_no_change_is_said_in_words(scratch: Path, reviewed: Reviewer) -> None:
     """Two equal commits: every section says that nothing changed, exit code 0."""
     code, text = reviewed("HEAD", "HEAD")
     assert code == 0
+    assert "Frozen" not in text
     for words in ("No parameter changed.", "No metric changed.", "None.", "No figure changed.", "It belongs to"):
         assert words in text
 
