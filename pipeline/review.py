@@ -4,8 +4,9 @@
 
 BASE and HEAD are git revisions or names of DVC experiments. BASE is origin/main unless given; where it
 is a branch, the commit at which HEAD left it counts. HEAD is the working tree's tracked files unless
-given. Prints Markdown, or JSON. It needs dvc, not torch (requirements-review.txt), and neither DVC's
-cache nor the history between the two. It changes no file, branch or index; it may fetch the base.
+given. Prints Markdown, or JSON; where HEAD merges a commit into BASE, as on a pull request, it names that
+commit. It needs dvc, not torch (requirements-review.txt), and neither DVC's cache nor the history between
+the two. It changes no file, branch or index; it may fetch the base.
 
 Exit codes: 0 fine; 1 a metric is worse than tolerances.yaml allows, gone, or of other data;
 2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's dvc.yaml and files, so

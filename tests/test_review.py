@@ -122,6 +122,7 @@ def test_no_change_is_said_in_words(scratch: Path, reviewed: Reviewer) -> None:
     """Two equal commits: every section says that nothing changed, exit code 0."""
     code, text = reviewed("HEAD", "HEAD")
     assert code == 0
+    assert "Frozen" not in text
     for words in ("No parameter changed.", "No metric changed.", "None.", "No figure changed.", "It belongs to"):
         assert words in text
 
@@ -173,7 +174,7 @@ def test_a_little_worse_is_tolerated(scratch: Path, reviewed: Reviewer) -> None:
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 0
     assert "| test.mse | 0.1 | 0.104 | +0.004 | +4.0 | within tolerance |" in text
-    assert "- **measure**: `measure.py` modified" in text
+    assert "- **measure**: `measure.py` modified\n" in text
     assert "**make**" not in text
 
 
@@ -239,6 +240,38 @@ def test_the_headline_comes_first_and_digits_are_folded() -> None:
     assert "<summary>Single digits: 2 worse, 1 within tolerance</summary>\n\n| metric |" in folded
     assert text.count("test.digit_mse.2") == folded.count("| test.digit_mse.2 |") == 1
     assert "| test.psnr_db |" not in folded
+
+
+@pytest.mark.parametrize(
+    ("verdict", "lock", "code"),
+    [
+        ("worse", {}, 1),
+        ("gone", {}, 1),
+        ("not comparable", {}, 1),
+        ("within tolerance", {}, 0),
+        ("new", {}, 0),
+        ("not judged", {}, 0),
+        ("better", {"train": ["changed command"]}, 3),
+        ("worse", {"train": ["changed command"]}, 3),
+    ],
+)
+def test_exit_code_of_a_verdict(verdict: str, lock: dict[str, list[str]], code: int) -> None:
+    """A dvc.lock that is out of date comes before any verdict on metrics."""
+    metrics = [MetricChange("a", 1, 1, "better", None), MetricChange("b", 1, 2, verdict, "3 %")]
+    assert Review("base", "head", "head", [], metrics, {}, lock, [], []).exit_code == code
+
+
+def test_changes_are_sorted_and_equal_values_left_out() -> None:
+    """Over all files; NaN counts as a number that can be compared by nobody, so that it is new."""
+    files = {
+        "one": {"b.a": {"old": 1, "new": 2}, "c": {"old": 3, "new": 3}},
+        "two": {"a.b": {"old": float("nan"), "new": 1}},
+    }
+    found = review.changes({"diff": files})
+    assert [change.name for change in found] == ["a.b", "b.a"]
+    tolerances = {"*": Tolerance(better="lower", absolute=0, relative=0)}
+    judged = review.judge(found, tolerances, {"valid": True, "test": True})
+    assert [metric.verdict for metric in judged] == ["worse", "new"]
 
 
 def test_verdict_names_what_vanished() -> None:
@@ -349,6 +382,39 @@ def test_dvc_lock_must_list_what_dvc_yaml_declares(
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
     assert "It does not belong to the files that are committed with it:\n\n- " + "\n- ".join(reasons) + "\n\n" in text
+
+
+def test_a_commit_without_dvc_lock(scratch: Path, reviewed: Reviewer) -> None:
+    """Each stage is out of date."""
+    (scratch / "dvc.lock").unlink()
+    commit(scratch, "no dvc.lock")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 3
+    assert "- **make**: not in dvc.lock\n- **measure**: not in dvc.lock\n" in text
+
+
+def test_metrics_that_dvc_add_tracks(scratch: Path, reviewed: Reviewer) -> None:
+    """Numbers that no stage computed are not results of this code, in whatever way DVC tracks them."""
+    (scratch / "numbers.json").write_text('{"test": {"psnr_db": 99}}')
+    run(scratch, "dvc", "add", "-q", "numbers.json")
+    change(scratch, "dvc.yaml", "stages:", "metrics: [numbers.json]\nstages:", repro=False)
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 3
+    assert "- **dvc.yaml**: no stage writes the metrics `numbers.json`" in text
+
+
+def test_single_values_whole_files_and_nulls_of_parameters(scratch: Path, reviewed: Reviewer) -> None:
+    """Parameters that are declared one by one or as a whole file are compared; null differs from an absent key."""
+    (scratch / "other.yaml").write_text("lr: 1\nsub: {a: 1, b: null}\n")
+    change(scratch, "dvc.yaml", "params: [model]", "params: [model.width, other.yaml: ]")
+    run(scratch, "dvc", "repro", "--force")
+    commit(scratch, "run")
+    assert reviewed("HEAD~1", "HEAD")[0] == 0
+    (scratch / "other.yaml").write_text("lr: 2\nsub: {a: 1}\n")
+    change(scratch, "params.yaml", "width: 4", "width: 8", repro=False)
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 3
+    assert "with it:\n\n- **make**: `model.width` 4 → 8; `lr` 1 → 2; `sub.b` — → —\n" in text
 
 
 def test_a_forced_run_brings_dvc_lock_up_to_date(scratch: Path, reviewed: Reviewer) -> None:
@@ -504,6 +570,7 @@ def test_a_removed_figure_has_changed(scratch: Path, reviewed: Reviewer) -> None
     (scratch / "measure.py").write_text(text)
     change(scratch, "dvc.yaml", "    plots:\n      - figure.png: {cache: false}\n", "")
     _, shown = reviewed("HEAD~1", "HEAD", "--file-url", "https://host.example/{commit}/{path}")
+    assert "- **measure**: `measure.py` modified\n" in shown
     assert "| figure | ![figure](https://host.example/" in shown
     assert "figure.png) | — |" in shown
 
@@ -670,6 +737,7 @@ def test_a_pull_request_is_named_by_its_head(scratch: Path, reviewed: Reviewer) 
     assert code == 0
     assert text.startswith(f"## Review of `{pushed[:10]}` merged into `{base[:10]}`\n")
     assert f"| ![figure](https://host.example/{pushed}/figure.png) |" in text
+    assert "merged into" not in reviewed("bare", "HEAD")[1]
     # The commit that stands for the working tree is a merge too.
     (scratch / "README.md").write_text("more words\n")
     assert "merged into" not in reviewed("HEAD")[1]

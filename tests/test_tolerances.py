@@ -3,10 +3,12 @@
 from itertools import permutations
 
 import pandas as pd
+import pytest
 import yaml
 
+from pipeline.errors import PipelineError
 from pipeline.params import Params
-from pipeline.tolerances import parse_tolerances, tolerance_of
+from pipeline.tolerances import Tolerance, is_number, parse_tolerances, pattern_of, tolerance_of
 from tests.helpers import PROJECT
 
 COLUMNS = {
@@ -37,3 +39,42 @@ def test_another_seed_is_within_tolerance_and_a_tenth_more_error_is_not() -> Non
             assert tolerance.verdict(old, new) == "within tolerance", name
             if name.endswith("mse"):
                 assert tolerance.verdict(old, 1.1 * old) == "worse"
+
+
+def test_the_margin_itself_is_tolerated_on_either_side() -> None:
+    """Of an old value below zero the size counts; a change by exactly the margin is neither better nor worse."""
+    tolerance = Tolerance(better="lower", absolute=1, relative=0.5)
+    assert tolerance.margin(-4) == tolerance.margin(4) == 3
+    for new, verdict in ((-7.5, "better"), (-7, "within tolerance"), (-1, "within tolerance"), (-0.5, "worse")):
+        assert tolerance.verdict(-4, new) == verdict
+
+
+@pytest.mark.parametrize(
+    ("absolute", "relative", "shown"),
+    [(0, 0.03, "3 %"), (0.13, 0, "0.13"), (1e-6, 0.001, "1e-06 + 0.1 %"), (0, 0, "0")],
+)
+def test_a_tolerance_as_text(absolute: float, relative: float, shown: str) -> None:
+    """What the verdict of a review shows as allowed."""
+    assert str(Tolerance(better="lower", absolute=absolute, relative=relative)) == shown
+
+
+def test_the_first_pattern_counts() -> None:
+    """Patterns are tried in the file's order; settings that are left out are 0, unknown ones are an error."""
+    tolerances = parse_tolerances(b"a.b: {better: lower}\na.*: {better: higher, relative: 1}\n")
+    assert [pattern_of(name, tolerances) for name in ("a.b", "a.c", "b.a")] == ["a.b", "a.*", None]
+    assert tolerance_of("a.b", tolerances) == Tolerance(better="lower", absolute=0, relative=0)
+    assert tolerance_of("b.a", tolerances) is None
+    for bad in (
+        b"a: {better: lower, relativ: 1}",
+        b"a: {better: lower, absolute: -1}",
+        b"a: {better: lower, relative: -1}",
+    ):
+        with pytest.raises(PipelineError, match=r"tolerances\.yaml is not valid: (relativ|absolute)"):
+            parse_tolerances(bad)
+
+
+def test_what_can_be_judged_is_a_finite_number() -> None:
+    """A bool, a text, NaN and infinity are none."""
+    assert is_number(1)
+    assert is_number(0.5)
+    assert not any(map(is_number, (True, "1", None, float("nan"), float("inf"))))
