@@ -134,7 +134,8 @@ def used_models(client: "MlflowClient") -> set[str]:
     """The ids of the models that runs which are not deleted, of any experiment, take in or put out."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     used: set[str] = set()
-    for run in client.search_runs(experiments, max_results=50_000):
+    for found in client.search_runs(experiments, max_results=50_000):
+        run = client.get_run(found.info.run_id)  # a search leaves out the models that a run takes in
         used |= {model.model_id for model in (run.inputs.model_inputs if run.inputs else [])}
         used |= {model.model_id for model in (run.outputs.model_outputs if run.outputs else [])}
     return used
