@@ -95,6 +95,11 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
+# One thread, so that a process that forks has no others.
+mutants: setup-dev ## change the code in small ways and list what no test notices (ONLY='pipeline.tolerances*')
+	@OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(if $(ONLY),'$(ONLY)')
+	@$(BIN)/python -m mutmut results
+
 lock: setup-dev ## compile requirements*.txt again from requirements*.in, with the newest versions
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements-dev.in -o requirements-dev.txt
@@ -104,7 +109,7 @@ lock: setup-dev ## compile requirements*.txt again from requirements*.in, with t
 # Not the MLflow store: its runs cannot be made again.
 clean: ## delete what a run makes again
 	rm -rf data/prepared data/baselines models/*.safetensors .checkpoints .dvc/cache .dvc/tmp
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
 	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## also delete .venv and the raw data

@@ -111,16 +111,16 @@ def print_changes(params: Params) -> None:
     changes = [(name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()]
     for path, names in HEADLINES.items():
         old, new = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}"), json.loads(path.read_text())
-        changes += [(name, dvcfiles.value_at(old, name), dvcfiles.value_at(new, name)) for name in names]
-    lines = [f"\n  {name:<22} {shown(old)} → {shown(new)}" for name, old, new in changes if shown(old) != shown(new)]
+        changes += [(name, *(rounded(dvcfiles.value_at(values, name)) for values in (old, new))) for name in names]
+    lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]
     code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]
     print(f"\nChanged since the last commit{''.join(lines) or ': no parameter and no headline metric'}")
     print(f"  what belongs into the next one: git add {' '.join(RESULTS + code)}")
 
 
-def shown(value: object) -> str:
-    """A parameter as params.yaml has it, a metric with four digits."""
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def rounded(metric: float | None) -> str | None:
+    """A metric with four digits: two processors may differ in later ones."""
+    return None if metric is None else f"{metric:.4g}"
 
 
 if __name__ == "__main__":

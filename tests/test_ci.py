@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from pipeline.params import load_params
-from tests.helpers import PROJECT, copy_project, edited, environment, git
+from tests.helpers import PROJECT, copy_project, edited, environment, git, run, small_params, write_params
 
 WORKFLOWS = sorted((PROJECT / ".github/workflows").glob("*.yml"))
 JOBS = {name: job for path in WORKFLOWS for name, job in yaml.safe_load(path.read_text())["jobs"].items()}
@@ -286,3 +286,35 @@ def test_help_names_every_target() -> None:
     assert sorted(line.split()[1] for line in lines) == sorted(phony.replace("\\", "").split())
     assert all(re.match(r"make [\w -]{13}  \S", line) for line in lines)
     assert max(map(len, lines)) <= 120
+
+
+def test_experiments_fit_a_screen(tmp_dir: Path) -> None:
+    """`make experiments` shows what a sweep changed and both errors within 120 characters; other metrics stay out."""
+    git(tmp_dir, "init", "-q")
+    run(tmp_dir, "dvc", "init", "-q")
+    Path("reports").mkdir()
+    Path("measure.py").write_text(
+        "import json, yaml\n"
+        "k = yaml.safe_load(open('params.yaml'))['model']['bottleneck_size']\n"
+        "def times_k(value):\n"
+        "    if isinstance(value, dict):\n"
+        "        return {name: times_k(item) for name, item in value.items()}\n"
+        "    return value if isinstance(value, str) else value * k\n"
+        "for name in ('train', 'evaluate'):\n"
+        f"    values = json.load(open(f'{PROJECT}/reports/{{name}}.json'))\n"
+        "    json.dump(times_k(values), open(f'reports/{name}.json', 'w'))\n"
+    )
+    Path("dvc.yaml").write_text(
+        "stages: {measure: {cmd: python measure.py, deps: [measure.py], params: [data, model, train, evaluate], "
+        "metrics: [reports/train.json: {cache: false}, reports/evaluate.json: {cache: false}]}}"
+    )
+    write_params(small_params())
+    run(tmp_dir, "dvc", "repro")
+    git(tmp_dir, "add", "-A")
+    git(tmp_dir, "commit", "-q", "-m", "first")
+    run(tmp_dir, "dvc", "exp", "run", "-n", "size-4-seed-1", "-S", "model.bottleneck_size=4", "-S", "train.seed=1")
+    command = ["make", "-f", f"{PROJECT}/Makefile", "-o", "setup", f"BIN={Path(sys.executable).parent}", "experiments"]
+    table = subprocess.run(command, cwd=tmp_dir, env=environment(), capture_output=True, text=True, check=True).stdout
+    for name in ("valid.best_mse", "test.mse", "model.bottleneck_size", "train.seed", "size-4-seed-1"):
+        assert name in table
+    assert max(map(len, table.splitlines())) <= 120
