@@ -84,3 +84,22 @@ def test_summarise_counts_whole_numbers() -> None:
     summary = prepare.summarise(split)
     assert summary["pixel_mean"] == pytest.approx(split.pixels().mean(), abs=1e-6)
     assert summary["pixel_std"] == pytest.approx(split.pixels().std(), abs=1e-6)
+
+
+def test_ten_training_images_are_the_fewest() -> None:
+    """Nine are refused; and 0.018 × 1500 are 27, although in floating point it is a little less."""
+    with pytest.raises(PipelineError, match=r"leaves 9 for training"):
+        prepare.split_train_valid(numbered(12), 0.75, 0)
+    assert len(prepare.split_train_valid(numbered(20), 0.5, 0)[0]) == 10
+    assert len(prepare.split_train_valid(numbered(1500), 0.018, 0)[0]) == 27
+
+
+def test_split_seed_decides_the_files(tmp_dir: Path) -> None:
+    """Another data.split_seed gives other training images, and the same test images."""
+    written = []
+    for seed in (0, 1):
+        write_params(small_params(data__split_seed=seed))
+        prepare.main()
+        written.append((prepare.TRAIN_PATH.read_bytes(), prepare.TEST_PATH.read_bytes()))
+    assert written[0][0] != written[1][0]
+    assert written[0][1] == written[1][1]
