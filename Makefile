@@ -98,7 +98,7 @@ lint: setup-dev ## ruff and mypy
 # One thread, so that a process that forks has no others.
 mutants: setup-dev ## change the code in small ways and list what no test notices (ONLY='pipeline.tolerances*')
 	@OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(if $(ONLY),'$(ONLY)')
-	@$(BIN)/python -m mutmut results
+	@$(BIN)/python -m mutmut results | grep -v ': not checked'
 
 lock: setup-dev ## compile requirements*.txt again from requirements*.in, with the newest versions
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
