@@ -61,8 +61,9 @@ def test_every_bottleneck_size_goes_through(
 ) -> None:
     """From 1 to 784: metrics that fit the model's own reconstructions and codes, and all five figures."""
     write_params(small_params(model__bottleneck_size=bottleneck_size))
-    draw = MagicMock(wraps=figures.reconstructions)
+    draw, draw_worst = MagicMock(wraps=figures.reconstructions), MagicMock(wraps=figures.worst)
     monkeypatch.setattr(figures, "reconstructions", draw)
+    monkeypatch.setattr(figures, "worst", draw_worst)
     run_stages(prepare, baselines, pca_probes, train, evaluate)
     metrics = json.loads(evaluate.METRICS_PATH.read_text())
     train_split, split = load_split(prepare.TRAIN_PATH), load_split(prepare.TEST_PATH)
@@ -72,6 +73,7 @@ def test_every_bottleneck_size_goes_through(
     train_codes, codes = (model.encode(torch.from_numpy(images)).numpy() for images in (train_pixels, pixels))
     mse = ((reconstructed - pixels) ** 2).mean()
     np.testing.assert_allclose(draw.call_args.args[3], reconstructed, atol=1e-5)
+    np.testing.assert_allclose(draw_worst.call_args.args[3], reconstructed, atol=1e-5)
     np.testing.assert_allclose(draw.call_args.args[4], pca.reconstruct(pixels, bottleneck_size), atol=1e-5)
     assert metrics["dataset"] == "digits"
     assert metrics["test"]["mse"] == pytest.approx(mse, rel=1e-5)
