@@ -242,7 +242,8 @@ def without_token(port: int) -> dict[str, str]:
     """{method: status} of the methods to which a server answers without a token: gRPC's 16 or HTTP's 401 refuse."""
     answers = {}
     for method in METHODS:
-        grpc = ["--http2-prior-knowledge", "-H", "content-type: application/grpc", "--data-binary", "@-"]
+        grpc = ["--http2-prior-knowledge", "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        grpc += ["--data-binary", "@-"]
         url = f"http://127.0.0.1:{port}/ray.rpc.{method}"
         # An empty message.
         done = subprocess.run(
