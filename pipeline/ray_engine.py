@@ -103,7 +103,10 @@ def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> N
     for found in rows.values():
         done = [row for row in found if is_done(row)]
         for row in found:
-            if row.info.status in ("RUNNING", "FINISHED") and row not in done[-1:]:
+            if row in done[-1:] or row.info.status not in ("RUNNING", "FINISHED"):
+                continue
+            # A late delivery may have ended it since the search.
+            if row.info.status == client.get_run(row.info.run_id).info.status:
                 client.set_terminated(row.info.run_id, "KILLED")
 
 

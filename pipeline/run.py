@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline import dvcfiles, provenance, sources, tracking
 from pipeline.dvc_locks import mend_torn_locks
@@ -27,18 +28,6 @@ from pipeline.sync import sync
 METRICS_PATH = Path("reports/evaluate.json")
 HEADLINES = {Path("reports/train.json"): ["valid.best_mse"], METRICS_PATH: ["test.mse", "test.psnr_db"]}
 RESULTS = ["params.yaml", "dvc.lock", "reports"]
-# DVC's hints lead to a commit without params.yaml and reports/, and to a push where there is no remote. No setting of
-# DVC's turns them off.
-DVC_WITHOUT_HINTS = """
-import logging, sys
-from dvc.cli import main
-from dvc.ui import ui
-logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
-write = ui.write
-ui.write = lambda *objects, **settings: objects[:1] == (sys.argv[1],) or write(*objects, **settings)
-sys.exit(main(sys.argv[2:]))
-"""
-PUSH_HINT = "Use `dvc push` to send your updates to remote storage."
 
 
 def main() -> None:
@@ -76,10 +65,11 @@ def dvc(*arguments: str) -> None:
     Raises:
         PipelineError: DVC failed; it has said why.
     """
-    command = [sys.executable, "-c", DVC_WITHOUT_HINTS, PUSH_HINT, *arguments]
+    # By its path and -P: neither this folder's modules nor the working folder's come before installed ones.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("dvc_without_hints.py")), *arguments]
     status = subprocess.run(command, env=environment_of_stages()).returncode
     if status != 0:
-        raise PipelineError(f"`dvc {' '.join(arguments)}` failed; what went wrong stands above")
+        raise PipelineError(f"`dvc {' '.join(arguments)}` failed; see the error above")
 
 
 def environment_of_stages() -> dict[str, str]:
@@ -108,14 +98,15 @@ def print_changes(params: Params) -> None:
     except (OSError, PipelineError):
         return
     committed = load_yaml(provenance.file_at("HEAD", "./params.yaml") or "") or {}
-    changes = [(name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()]
+    changes: list[tuple[str, Any, Any]] = []
+    changes += [(name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()]
     for path, names in HEADLINES.items():
         old, new = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}"), json.loads(path.read_text())
         changes += [(name, *(rounded(dvcfiles.value_at(values, name)) for values in (old, new))) for name in names]
     lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]
     code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]
     print(f"\nChanged since the last commit{''.join(lines) or ': no parameter and no headline metric'}")
-    print(f"  what belongs into the next one: git add {' '.join(RESULTS + code)}")
+    print(f"  to commit it: git add {' '.join(RESULTS + code)}")
 
 
 def rounded(metric: float | None) -> str | None:

@@ -72,7 +72,7 @@ def main() -> None:
             while database.process.poll() is None and server.poll() is None:
                 time.sleep(0.5)
         which = "MLflow server" if database.process.poll() is None else "PostgreSQL"
-        raise PipelineError(f"the {which} ended; what went wrong stands above or in {folder}/postgres.log")
+        raise PipelineError(f"the {which} ended; see the error above, or {folder}/postgres.log")
 
 
 def is_loopback(host: str) -> bool:
@@ -103,7 +103,7 @@ def upgrade(address: str) -> None:
     """
     # The address holds no password that a command line would show.
     if subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", address]).returncode != 0:
-        raise PipelineError("the database could not be upgraded; why stands above")
+        raise PipelineError("the database could not be upgraded; see the error above")
 
 
 def set_admin_password(address: str, password: str) -> None:

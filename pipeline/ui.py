@@ -74,7 +74,7 @@ def main() -> None:
                     page.write_text(f'<meta http-equiv="refresh" content="0; url={address}{pages["MLflow"]}">')
                     webbrowser.open(page.as_uri())
                 if server.wait() != 0:
-                    raise PipelineError("the MLflow server ended; what went wrong stands above")
+                    raise PipelineError("the MLflow server ended; see the error above")
         except KeyboardInterrupt:
             pass
         finally:
@@ -133,7 +133,7 @@ def wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise PipelineError("the MLflow server ended; what went wrong stands above")
+            raise PipelineError("the MLflow server ended; see the error above")
         try:
             urlopen(url, timeout=5).close()
             return

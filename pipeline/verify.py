@@ -178,7 +178,7 @@ def reproduce(root: Path, clone: Path) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if status != 0:
-        raise PipelineError("the commit cannot be run here; what went wrong stands above")
+        raise PipelineError("the commit cannot be run here; see the error above")
 
 
 def compare(

@@ -112,8 +112,7 @@ def environment(**changes: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     identity = {"GIT_AUTHOR_NAME": "Test", "GIT_AUTHOR_EMAIL": "test@example.com"}
     identity |= {"GIT_COMMITTER_NAME": "Test", "GIT_COMMITTER_EMAIL": "test@example.com"}
-    # By default threads that wait for each other spin, and slow whatever runs beside them several times.
-    settings = {"PATH": path, "DVC_NO_ANALYTICS": "1", "GOMP_SPINCOUNT": "1000"}
+    settings = {"PATH": path, "DVC_NO_ANALYTICS": "1"}
     if os.environ.get("MUTANT_UNDER_TEST") == "stats":  # mutmut's count of calls works in its own process only
         settings["MUTANT_UNDER_TEST"] = ""
     return inherited | identity | settings | changes
