@@ -98,11 +98,13 @@ def print_changes(params: Params) -> None:
     except (OSError, PipelineError):
         return
     committed = load_yaml(provenance.file_at("HEAD", "./params.yaml") or "") or {}
-    changes: list[tuple[str, Any, Any]] = []
-    changes += [(name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()]
+    changes: list[tuple[str, Any, Any]] = [
+        (name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()
+    ]
     for path, names in HEADLINES.items():
         old, new = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}"), json.loads(path.read_text())
-        changes += [(name, *(rounded(dvcfiles.value_at(values, name)) for values in (old, new))) for name in names]
+        for name in names:
+            changes.append((name, rounded(dvcfiles.value_at(old, name)), rounded(dvcfiles.value_at(new, name))))
     lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]
     code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]
     print(f"\nChanged since the last commit{''.join(lines) or ': no parameter and no headline metric'}")
