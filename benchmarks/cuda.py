@@ -3,7 +3,7 @@
     python -m benchmarks.cuda      (2 minutes)
 
 Only the training steps are timed, without the recording of the CUDA graph and validation. The references
-(`benchmarks.seed`) train as many layers for as many epochs. Trainings alternate, ROUNDS of each. Needs
+(`benchmarks.seed`) have the same `n_layers` and train for as many epochs. Trainings alternate, ROUNDS of each. Needs
 data/prepared/train.safetensors; of the packages it imports only torch, numpy, safetensors, pydantic and PyYAML, and it
 records the versions of scikit-learn and matplotlib too. Writes reports/benchmarks/cuda.json, or nothing where there is
 no GPU.

@@ -21,7 +21,7 @@ from benchmarks.seed import REFERENCES
 # project reached the quality of the original's loop on our network soonest. Those were chosen with seeds 0, 1 and 2.
 EXPERIMENTS: list[tuple[dict[str, int], dict[str, Any], tuple[int, ...]]] = [
     ({"bottleneck_size": 10, **DEFAULTS}, {"n_epochs": 2, "batch_size": 192, "lr": 0.0125}, (3, 4, 5)),
-    ({"bottleneck_size": 2, "n_layers": 10, "n_epochs": 20}, {"n_epochs": 5}, (3, 4)),
+    ({"bottleneck_size": 2, "n_layers": 10, "n_epochs": 20}, {"n_epochs": 5}, (3, 4, 5)),
 ]
 
 

@@ -2,8 +2,9 @@
 
     python -m pipeline.evaluate       (normally through `dvc repro`)
 
-Reads the `model` and `evaluate` sections of params.yaml. It runs on one CPU thread whatever
-train.device says, so that its outs do not depend on the machine; it takes seconds. Metrics and
+Reads the `model` and `evaluate` sections of params.yaml. It runs on the CPU whatever train.device says, each
+matrix product on one thread, so that its outs do not depend on the machine. It takes seconds, and minutes at
+bottleneck sizes of several hundred, because it decodes without each dimension in turn. Metrics and
 figures join the MLflow row of the training that made the weights.
 """
 

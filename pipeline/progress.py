@@ -121,7 +121,7 @@ class Running(NamedTuple):
 
 @dataclass
 class SweepProgress:
-    """Prints how far a sweep is: a line for each point that ends, and one that lives; `jobs` points run at once."""
+    """Prints how far a sweep is: a line for each point that ends, and one that changes. `jobs` points run at once."""
 
     n_points: int
     jobs: int
@@ -131,7 +131,7 @@ class SweepProgress:
     _next_line: float = 0.0
 
     def show(self, running: Sequence[Running]) -> None:
-        """The points that run, with their epochs: on a terminal in one line that changes, in a log now and then."""
+        """Print the running points with their epochs: on a terminal in one changing line, in a log once a minute at most."""
         if not running or time.monotonic() < self._next_line:
             return
         live = sys.stdout.isatty()
@@ -157,11 +157,11 @@ class SweepProgress:
             print(text, flush=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that is not written over."""
         print(f"{CLEAR_LINE if sys.stdout.isatty() else ''}{text}", flush=True)
 
     def on_end(self, name: str, mse: PointMse | None, log: Path, seconds: float, running: Sequence[Running]) -> None:
-        """A point ended after some seconds, without errors if it failed, which its log explains."""
+        """Print how a point ended and after how many seconds. `mse` is None if it failed; its log says why."""
         if mse is None:
             self.n_failed += 1
         else:

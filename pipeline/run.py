@@ -2,11 +2,12 @@
 
     python -m pipeline.run
 
-It is `dvc repro` with four additions: where no MNIST mirror can be reached it runs the same pipeline
+It is `dvc repro` with five additions: where no MNIST mirror can be reached it runs the same pipeline
 on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
 holds a run for the results also where DVC took them from its cache (`pipeline.sync`); lock files
-that a killed DVC left half written do not stop it; and it ends with what changed since the last commit
-and the command that adds all of it to the next one.
+that a killed DVC left half written do not stop it; DVC's hints on git and remotes are left out; and it
+ends with what changed since the last commit and the `git add` for parameters, results and the pipeline's
+code.
 """
 
 import json

@@ -57,7 +57,7 @@ def test_no_ratio_to_a_pca_without_error() -> None:
 
 @pytest.mark.parametrize("bottleneck_size", [1, 3, 784])
 def test_every_bottleneck_size_goes_through(
-    workspace: Path, bottleneck_size: int, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, bottleneck_size: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From 1 to 784: metrics that fit the model's own reconstructions and codes, and all five figures."""
     write_params(small_params(model__bottleneck_size=bottleneck_size))
@@ -65,6 +65,10 @@ def test_every_bottleneck_size_goes_through(
     monkeypatch.setattr(figures, "reconstructions", draw)
     monkeypatch.setattr(figures, "worst", draw_worst)
     run_stages(prepare, baselines, pca_probes, train, evaluate)
+    printed = capsys.readouterr().out
+    assert f"test accuracy on {bottleneck_size} PCA components: logistic regression " in printed
+    for step in ("encoding ", "reading the digit from ", "decoding without each latent dimension", "drawing five"):
+        assert f"\n{step}" in printed
     metrics = json.loads(evaluate.METRICS_PATH.read_text())
     train_split, split = load_split(prepare.TRAIN_PATH), load_split(prepare.TEST_PATH)
     train_pixels, pixels = train_split.pixels(), split.pixels()

@@ -108,6 +108,16 @@ def test_the_manifold_is_a_grid_of_images_in_latent_coordinates(k: int, rows: in
     assert ax.get_xlabel()
 
 
+def test_the_manifold_covers_the_middle_98_per_cent_of_each_axis() -> None:
+    """An outlier on either axis does not widen the region, and the title names its share."""
+    points = np.random.default_rng(1).normal(size=(1000, 2))
+    points[0] = [50, -50]
+    figure = figures.decoded_manifold(CONTEXT, points, decode, 5)
+    expected = np.percentile(points, (1, 99), axis=0).T.ravel()
+    np.testing.assert_allclose(figure.axes[0].get_images()[0].get_extent(), expected)
+    assert "middle 98 % of the codes on each axis" in figure.get_suptitle()
+
+
 def test_the_manifold_is_the_right_way_up() -> None:
     """A tile is the image decoded at its own coordinates: the second grows upwards, the first rightwards."""
     corners = np.array([[x, y] for x in np.linspace(0, 1, 50) for y in np.linspace(0, 1, 50)])
