@@ -215,7 +215,9 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     groups = []
     for _, group in newest.groupby(same, dropna=False, sort=False):
         if (group.groupby(by)[set_by_axis].nunique() > 1).to_numpy().any():
-            left_out.append(f"{len(group)} run(s): some have the same {by}, but not the same {' and '.join(set_by_axis)}")
+            left_out.append(
+                f"{len(group)} run(s): some have the same {by}, but not the same {' and '.join(set_by_axis)}"
+            )
         else:
             groups.append(group)
 

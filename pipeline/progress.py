@@ -131,7 +131,7 @@ class SweepProgress:
     _next_line: float = 0.0
 
     def show(self, running: Sequence[Running]) -> None:
-        """Print the running points with their epochs: on a terminal in one changing line, in a log once a minute at most."""
+        """Print the running points with their epochs: on a terminal in one changing line, in a log a line a minute."""
         if not running or time.monotonic() < self._next_line:
             return
         live = sys.stdout.isatty()

@@ -149,7 +149,7 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     with tempfile.TemporaryDirectory(prefix="review-") as folder:
         files = Path(folder).resolve()
         with tarfile.open(fileobj=io.BytesIO(git_bytes(HERE, "archive", head))) as archive:
-            archive.extractall(files, filter="data")
+            archive.extractall(files, filter=without_links_to_outside)  # noqa: S202 (it applies tarfile's data filter)
         lock, frozen = out_of_date(files), frozen_stages(files)
         # With the base's dvc.lock DVC tells what this change made stale.
         (files / "dvc.lock").write_bytes(base_lock or b"schema: '2.0'\nstages: {}\n")
@@ -164,8 +164,17 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     return Review(base, head, merged, params, metrics, stages, lock, figures, notes)
 
 
+def without_links_to_outside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    try:
+        return tarfile.data_filter(member, folder)
+    except tarfile.FilterError:
+        return None
+
+
 def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
     """DVC's {'diff': {file: {name: {'old', 'new'}}}} as a list sorted by name; equal values are left out.
+
+    A value that one file lost and another one got, as when a file was renamed, is one change.
 
     Raises:
         PipelineError: strict, and a side cannot be read; a file that one side does not have is no error.
@@ -173,15 +182,16 @@ def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
     for error in errors_in(diff.get("errors", {})) if strict else []:
         if not isinstance(error, FileNotFoundError):
             raise PipelineError(f"DVC cannot read one side: {type(error).__name__}: {' '.join(str(error).split())}")
-    return sorted(
-        (
-            Change(name, values.get("old"), values.get("new"))
-            for names in diff.get("diff", {}).values()
-            for name, values in names.items()
-            if values.get("old") != values.get("new")
-        ),
-        key=lambda change: change.name,
-    )
+    found = [
+        Change(name, values.get("old"), values.get("new"))
+        for names in diff.get("diff", {}).values()
+        for name, values in names.items()
+    ]
+    lost = {change.name: change.old for change in found if change.new is None}
+    got = {change.name: change.new for change in found if change.old is None}
+    moved = [Change(name, lost[name], got[name]) for name in lost.keys() & got.keys()]
+    kept = [change for change in found if change.name not in lost.keys() & got.keys()]
+    return sorted((change for change in kept + moved if change.old != change.new), key=lambda change: change.name)
 
 
 def errors_in(values: Any) -> list[Exception]:
@@ -219,10 +229,10 @@ def judge(metrics: list[Change], tolerances: dict[str, Tolerance], is_same_data:
 
 
 def split_hashes(lock: bytes) -> dict[str, str | None]:
-    """{split: hash} of `valid.safetensors` and `test.safetensors` in a dvc.lock; None where no stage writes them."""
+    """{split: hash} of the prepared splits `valid` and `test` in a dvc.lock; None where no stage writes them."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
-    hashes = {Path(out["path"]).name: out.get("md5") for stage in stages for out in stage.get("outs", [])}
-    return {split: hashes.get(f"{split}.safetensors") for split in ("valid", "test")}
+    hashes = {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
+    return {split: hashes.get(f"data/prepared/{split}.safetensors") for split in ("valid", "test")}
 
 
 def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
@@ -235,7 +245,8 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
     """
     with checkout(files) as repo:
         stages = list(repo.index.stages)
-        locks = {lock.with_name("dvc.yaml"): locked_stages(lock) for lock in files.rglob("dvc.lock")}
+        pipelines = list(files.rglob("dvc.yaml"))
+        locks = {file: locked_stages(file.with_name("dvc.lock")) for file in pipelines}
         made = {out.fs_path: out for stage in stages for out in stage.outs}
         reasons = {}
         for stage in stages:
@@ -251,9 +262,12 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
         for file, left in locks.items():
             reasons |= {label(file, name, files): ["in dvc.lock, not in dvc.yaml: delete it there"] for name in left}
         written = [Path(out.fs_path) for stage in stages if stage.cmd for out in stage.outs]
-        for metric in (load_yaml((files / "dvc.yaml").read_text()) or {}).get("metrics", []):
-            if not any((files / metric).is_relative_to(out) for out in written):
-                reasons.setdefault("dvc.yaml", []).append(f"no stage writes the metrics `{metric}`")
+        for file in pipelines:
+            for metric in (load_yaml(file.read_text()) or {}).get("metrics", []):
+                path = Path(os.path.normpath(file.parent / metric))
+                if not any(path.is_relative_to(out) for out in written):
+                    name = str(file.relative_to(files))
+                    reasons.setdefault(name, []).append(f"no stage writes the metrics `{path.relative_to(files)}`")
     return {name: why for name, why in reasons.items() if why}
 
 
@@ -270,10 +284,18 @@ def differences(stage: Stage, deps: list[Dependency], outs: list[Output], made: 
             reasons.append(f"`{path}` is not in dvc.lock")
         elif source is not None and source.hash_info and source.hash_info.value != item.hash_info.value:
             reasons.append(f"`{path}` is another version than the one that dvc.lock has as an out")
-        elif source is None or not source.use_cache or item.exists:
+        elif item.metric and source is item and not item.exists:
+            reasons.append(f"`{path}` is a metric that git does not have; give it `cache: false`")
+        elif all(out.exists for out in made.values() if out.use_cache and is_one_in_the_other(out, item)):
             # Not item.status(): of a cached file that git has too, it reports only that the cache lacks it.
             reasons += [f"`{path}` {state}" for state in item.workspace_status().values()]
     return reasons
+
+
+def is_one_in_the_other(out: Output, item: Output) -> bool:
+    """Whether an out is the item, a file in its folder, or the folder in which it lies."""
+    paths = Path(out.fs_path), Path(item.fs_path)
+    return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
 
 
 def undeclared(stage: PipelineStage, locked: dict[str, Any], with_outs: bool) -> list[str]:

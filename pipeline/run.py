@@ -21,7 +21,7 @@ from pipeline import dvcfiles, provenance, sources, tracking
 from pipeline.dvc_locks import mend_torn_locks
 from pipeline.errors import PipelineError, run_command
 from pipeline.git import git
-from pipeline.params import Params, load_params, load_yaml
+from pipeline.params import Params, load_params
 from pipeline.progress import announce_dataset
 from pipeline.repository import main_root
 from pipeline.sync import sync
@@ -98,12 +98,14 @@ def print_changes(params: Params) -> None:
             return
     except (OSError, PipelineError):
         return
-    committed = load_yaml(provenance.file_at("HEAD", "./params.yaml") or "") or {}
-    changes: list[tuple[str, Any, Any]] = [
-        (name, dvcfiles.value_at(committed, name), value) for name, value in params.flat().items()
-    ]
+    committed = provenance.committed_params()
+    changes: list[tuple[str, Any, Any]] = [(name, committed.get(name), value) for name, value in params.flat().items()]
     for path, names in HEADLINES.items():
-        old, new = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}"), json.loads(path.read_text())
+        try:
+            old = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}")
+        except ValueError:  # committed with a merge's conflicts, say
+            old = {}
+        new = json.loads(path.read_text())
         for name in names:
             changes.append((name, rounded(dvcfiles.value_at(old, name)), rounded(dvcfiles.value_at(new, name))))
     lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]

@@ -86,6 +86,7 @@ def main() -> None:
             recorded = environment.recorded()
             tolerances = parse_tolerances(read(Path(TOLERANCES_PATH)) or b"")
             committed = {path: committed_content(path, md5, root) for path, md5 in expected.items()}
+            can_judge = any(has_tolerance(path, content, tolerances) for path, content in committed.items())
             forget_results(expected)
         print(f"verify: reproducing {commit[:10]} from nothing in {clone}", file=sys.stderr, flush=True)
         reproduce(root, clone)
@@ -104,7 +105,10 @@ def main() -> None:
         print(environments(recorded["environment"], here, is_of_these))
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         print("\nThe working tree differs from the commit; the commit is what was verified.")
-    sys.exit(EXIT_CODES[worst(comparisons)])
+    verdict = worst(comparisons)
+    if verdict == WITHIN and not can_judge:
+        raise PipelineError(f"nothing can be judged: no committed metric fits a pattern of {TOLERANCES_PATH}")
+    sys.exit(EXIT_CODES[verdict])
 
 
 def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
@@ -145,11 +149,11 @@ def committed_content(path: str, md5: str, root: Path) -> bytes | None:
 
 
 def dvcs_outs() -> set[str]:
-    """The outs that are not git's: DVC keeps them in its cache."""
+    """The outs that git may lack, because DVC keeps them in its cache. Metrics are to be in git."""
     from dvc.repo import Repo
 
     with Repo() as repo:
-        return {out.def_path for out in repo.index.outs if out.use_cache}
+        return {out.def_path for out in repo.index.outs if out.use_cache and not out.metric}
 
 
 def forget_results(expected: dict[str, str]) -> None:
@@ -204,6 +208,13 @@ def compare(
     if kind == ".safetensors":
         return compare_tensors(path, committed, content)
     return Comparison(path, NOT_JUDGED, "follows the metrics", [])
+
+
+def has_tolerance(path: str, content: bytes | None, tolerances: dict[str, Tolerance]) -> bool:
+    """Whether some value of a committed JSON or CSV file can be judged."""
+    if content is None or Path(path).suffix not in (".json", ".csv"):
+        return False
+    return any(tolerance_of(name, tolerances) is not None for name in values(path, content))
 
 
 def compare_values(

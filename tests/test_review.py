@@ -192,9 +192,9 @@ def test_a_metric_that_vanishes_fails(scratch: Path, reviewed: Reviewer) -> None
 
 def test_other_data_does_not_pass(scratch: Path, reviewed: Reviewer) -> None:
     """Where the test images changed, metrics cannot be compared, whatever the metrics are called."""
-    stage = "  split:\n    cmd: python split.py\n    deps: [split.py]\n    outs: [data/test.safetensors]\n"
-    (scratch / "split.py").write_text('open("data/test.safetensors", "w").write("images")')
-    (scratch / "data").mkdir()
+    stage = "  split:\n    cmd: python split.py\n    deps: [split.py]\n    outs: [data/prepared/test.safetensors]\n"
+    (scratch / "split.py").write_text('open("data/prepared/test.safetensors", "w").write("images")')
+    (scratch / "data/prepared").mkdir(parents=True)
     change(scratch, "dvc.yaml", "  measure:\n", stage + "  measure:\n")
     (scratch / "measure.py").write_text(MEASURE.replace('"dataset": "mnist", ', "").replace("1.0", "0.5", 1))
     change(scratch, "split.py", "images", "others")
@@ -202,6 +202,72 @@ def test_other_data_does_not_pass(scratch: Path, reviewed: Reviewer) -> None:
     assert code == 1
     assert "| test.mse | 0.1 | 0.05 | -0.05 | -50.0 | not comparable |" in text
     assert "❌ test.mse is of other data." in text
+
+
+def test_another_file_of_that_name_is_no_other_data() -> None:
+    """Only the prepared splits count."""
+    outs = [{"path": f"data/{folder}/test.safetensors", "md5": folder} for folder in ("prepared", "augmented")]
+    assert review.split_hashes(json.dumps({"stages": {"all": {"outs": outs}}}).encode()) == {
+        "valid": None,
+        "test": "prepared",
+    }
+
+
+def test_metrics_must_be_in_git(scratch: Path, reviewed: Reviewer) -> None:
+    """A review sees no number in a cached file, so that it would pass whatever is in it."""
+    change(scratch, "dvc.yaml", "metrics.json: {cache: false}", "metrics.json")
+    git(scratch, "rm", "-q", "--cached", "metrics.json")
+    run(scratch, "dvc", "commit", "-f", "-q")
+    commit(scratch, "cached")
+    code, text = reviewed("HEAD", "HEAD")
+    assert code == 3
+    assert "**measure**: `metrics.json` is a metric that git does not have; give it `cache: false`" in text
+
+
+def test_metrics_of_a_pipeline_in_a_subfolder_must_be_written_by_a_stage(scratch: Path, reviewed: Reviewer) -> None:
+    """Numbers that somebody wrote by hand are no results, whichever dvc.yaml declares them."""
+    (scratch / "sub").mkdir()
+    (scratch / "sub/dvc.yaml").write_text("metrics: [../hand.json]\n")
+    (scratch / "hand.json").write_text('{"test": {"psnr_db": 99}}')
+    commit(scratch, "by hand")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 3
+    assert "**sub/dvc.yaml**: no stage writes the metrics `hand.json`" in text
+
+
+@pytest.mark.parametrize("dependency", ["data", "data/gen/a.csv"])
+def test_a_dependency_in_or_around_cached_outs_may_be_absent(
+    scratch: Path, reviewed: Reviewer, dependency: str
+) -> None:
+    """A clone without cache lacks what is in a folder of outs, which is not a reason to fail."""
+    (scratch / "gen.py").write_text(
+        "import pathlib\n"
+        'pathlib.Path("data/gen").mkdir(parents=True, exist_ok=True)\n'
+        'pathlib.Path("data/gen/a.csv").write_text("1")\n'
+    )
+    stages = f"""\
+  gen:
+    cmd: python gen.py
+    deps: [gen.py]
+    outs: [data/gen]
+  use:
+    cmd: python -c "open('used', 'w')"
+    deps: [{dependency}]
+    outs: [used]
+"""
+    change(scratch, "dvc.yaml", "stages:\n", "stages:\n" + stages)
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert (code, "It does not belong" in text) == (0, False), text
+
+
+def test_files_that_only_look_like_the_pipelines(scratch: Path, reviewed: Reviewer) -> None:
+    """A dvc.lock without a dvc.yaml, and a link that leads out of the repository, are nobody's results."""
+    (scratch / "fixtures").mkdir()
+    shutil.copy(scratch / "dvc.lock", scratch / "fixtures")
+    (scratch / "hosts").symlink_to("/etc/hosts")
+    commit(scratch, "fixtures")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 0, text
 
 
 def test_each_metric_is_compared_on_its_own_split() -> None:
@@ -272,6 +338,15 @@ def test_changes_are_sorted_and_equal_values_left_out() -> None:
     tolerances = {"*": Tolerance(better="lower", absolute=0, relative=0)}
     judged = review.judge(found, tolerances, {"valid": True, "test": True})
     assert [metric.verdict for metric in judged] == ["worse", "new"]
+
+
+def test_a_renamed_file_of_metrics_loses_none() -> None:
+    """A value that one file lost and another got is compared."""
+    files = {
+        "old.json": {"test.mse": {"old": 1, "new": None}, "same": {"old": 2, "new": None}},
+        "new.json": {"test.mse": {"old": None, "new": 3}, "same": {"old": None, "new": 2}},
+    }
+    assert review.changes({"diff": files}) == [Change("test.mse", 1, 3)]
 
 
 def test_verdict_names_what_vanished() -> None:

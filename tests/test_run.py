@@ -85,6 +85,21 @@ def test_changed_code_belongs_into_the_commit_too(workspace: Path, capsys: pytes
     assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]
 
 
+def test_a_last_commit_that_cannot_be_read_does_not_stop_it(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Conflicts that somebody committed: what the workspace holds is whole, and counts as new."""
+    with (
+        edited(Path("params.yaml"), "data:", "<<<<<<< HEAD\ndata:"),
+        edited(Path("reports/evaluate.json"), "{", "<<< {"),
+    ):
+        git(workspace, "commit", "-q", "-a", "-m", "conflicts")
+    print_changes(load_params())
+    printed = capsys.readouterr().out
+    assert "train.lr" in printed
+    assert "test.mse               None →" in printed
+
+
 def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path, mirror: Mirror) -> None:
     """Where a mirror answers, MNIST is not swapped: a bad checksum stays an error."""
     mirror.fault = "html"

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from pipeline import dvcfiles, verify
 from pipeline.tolerances import Tolerance
-from tests.helpers import git, run, small_params, write_params
+from tests.helpers import edited, git, run, small_params, write_params
 
 TOLERANCES = {
     "test.mse": Tolerance(better="lower", absolute=0, relative=0.1),
@@ -107,6 +107,23 @@ def test_an_out_that_is_missing_on_either_side_is_different(tmp_dir: Path) -> No
     only_hash = {"committed": False, "is_cached": True}
     assert compared("probes.json", as_json(), as_json(dataset="x"), **only_hash).verdict == "not judged"
     assert compared("probes.json", as_json(), None, **only_hash).verdict == "different"
+
+
+def test_only_values_with_a_tolerance_can_be_judged() -> None:
+    """Without one, "within tolerance" would say nothing: of weights, of a file that is not here, of other names."""
+    assert verify.has_tolerance("reports/evaluate.json", as_json(), TOLERANCES)
+    assert not verify.has_tolerance("reports/evaluate.json", as_json(), {})
+    assert not verify.has_tolerance("reports/evaluate.json", b'{"other": 1}', TOLERANCES)
+    assert not verify.has_tolerance("reports/evaluate.json", None, TOLERANCES)
+    assert not verify.has_tolerance("models/autoencoder.safetensors", b"", TOLERANCES)
+
+
+def test_metrics_are_not_left_to_the_cache(workspace: Path) -> None:
+    """Metrics that git lacks are different; weights may be in DVC's cache only."""
+    with edited(Path("dvc.yaml"), "- reports/train.json:\n          cache: false", "- reports/train.json"):
+        cached = verify.dvcs_outs()
+    assert "models/autoencoder.safetensors" in cached
+    assert "reports/train.json" not in cached
 
 
 @pytest.mark.parametrize(
