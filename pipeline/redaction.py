@@ -38,7 +38,8 @@ SECRETS = [
             r"\bbearer\s{1,9}(?P<secret>[\w.~+/=-]{16,})",
             r"\b(?:x-[a-z-]{0,30}|(?:api|auth|access|private|job|deploy)-)(?:key|token|secret)[\"']?\s{0,9}:\s{0,9}[\"']?"
             rf"{LITERAL}(?P<secret>[^\s\"',;]{{4,}})",
-            r"auth\s{0,9}+=?\s{0,9}+\(\s{0,99}+(?P<q>[\"'])[^\"']{0,200}+(?P=q)\s{0,9}+,\s{0,99}+[\"'](?P<secret>[^\"']+)",
+            r"auth\s{0,9}+=?\s{0,9}+\(\s{0,99}+(?P<q>[\"'])[^\"']{0,200}+(?P=q)\s{0,9}+,\s{0,99}+[\"']"
+            rf"{LITERAL}(?P<secret>[^\"']+)",
             # Arguments, and what Python and JSON print.
             r"(?:password|passwd|passphrase|pwd|secret|token|(?:api|access)_?key)[\"']?\s{0,9}[:=]{1,2}\s{0,9}[\"']"
             rf"{LITERAL}(?P<secret>[^\"'\n]{{4,}})",

@@ -177,7 +177,7 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
 @pytest.mark.slow
 def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> None:
     """One line in the point's log, no traceback, exit code 1."""
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for Ray's sockets are there
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(workspace)
         done = run(workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
     assert done.returncode == 1
