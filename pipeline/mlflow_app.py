@@ -98,14 +98,19 @@ class Guard:
 def _refuse_folders_of_this_machine() -> None:
     """Experiments whose artifacts are to lie anywhere else than where the server keeps all of them."""
     from flask import Response, request
+    from mlflow.protos.service_pb2 import CreateExperiment
     from mlflow.server import app
+    from mlflow.server.handlers import _get_request_message
 
     @app.before_request
     def check() -> Response | None:
         if not request.path.endswith("/mlflow/experiments/create"):
             return None
-        asked = request.get_json(force=True, silent=True)
-        location = asked.get("artifact_location") if isinstance(asked, dict) else None
-        if location and urlsplit(str(location)).scheme in ("", "file"):
+        try:
+            # Read by MLflow itself: a body has several spellings.
+            location = _get_request_message(CreateExperiment()).artifact_location
+        except Exception:  # MLflow reads it once more and says what is wrong
+            return None
+        if location and urlsplit(location).scheme in ("", "file"):
             return Response("the server keeps the artifacts: leave artifact_location out", 403)
         return None

@@ -140,7 +140,8 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as private:
+    # Not in TMPDIR: with a longer path than this Ray's sockets pass the system's limit of some 100 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private:
         # Ray lets all users write into its folder, where the code lies that its workers run.
         own = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": f"{private}/ray"}
         settings: dict[str, Any] = {"address": address} if address else own
@@ -151,7 +152,7 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
                 logging_level=logging.ERROR,
                 runtime_env={"py_modules": [str(Path(pipeline.__file__).parent)]},
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             what = f"no Ray cluster at {address}" if address else "Ray does not start"
             raise PipelineError(f"{what}: {' '.join(str(error).split())[:200]}") from None
         try:

@@ -5,46 +5,77 @@ import re
 from urllib.parse import unquote
 
 REMOVED = "[removed]"
-# Not the shell's PWD, the folder, nor PATH, COMPAT, TOKENIZERS_PARALLELISM and RAY_AUTH_MODE.
+# Not the shell's PWD, the folder, nor PATH, COMPAT, TOKENIZERS_PARALLELISM, RAY_AUTH_MODE, SSH_ASKPASS and FTP_PASSIVE.
 SECRET_NAME = re.compile(
-    r"PASS|SECRET|TOKEN(?!IZER)|CREDENTIAL|PRIVATE|_PWD(_|$)|CONN(ECTION)?_?STR"
-    r"|(^|_)((API|ACCESS|ACCOUNT|AUTH|SSH)?KEY|AUTH(?!_(MODE|TYPE|METHOD|SOCK))|PW|PAT|DSN|JWT)(_|$)",
+    r"(?<!ASK)PASS(?!IVE)|SECRET|TOKEN(?!IZER)|CREDENTIAL(?!S?_(STORE|HELPER|CACHE))|PRIVATE|_PWD(_|$)"
+    r"|CONN(ECTION)?_?STR|(^|_)((API|ACCESS|ACCOUNT|AUTH|SSH)?KEY|AUTH(?!_(MODE|TYPE|METHOD|SOCK))|PW|PAT|DSN|JWT)(_|$)",
     re.IGNORECASE,
 )
 # What is shorter stands in too many places by chance to be removed everywhere.
 SHORTEST_SECRET = 4
-# By SQLAlchemy's grammar a password may hold `/`, `#` and `?`; digits before one of these are a port all the same.
-PASSWORD = r"[^@\s]*(?:@[^@/?#\s]*(?=@))*"  # noqa: S105
-IN_ADDRESS = re.compile(rf"(?<=\w://)(?P<secret>[^:/\s@\[]*(?::(?!\d+[/?#]){PASSWORD})?)@")
-IN_VARIABLE = re.compile(rf"\w://[^:/\s@]*:(?P<secret>{PASSWORD})@")
+# Settings, whatever the variable's name.
+ORDINARY = {"true", "false", "none", "null", "auto", "always", "never", "enabled", "disabled"}
+# All repetitions have a bound, and keep what they took (`}+`): the time grows with the text's length, not its square.
+# By SQLAlchemy's grammar a password may hold `/`, `#` and `?`.
+USER = r"[^:/\s@\[\"'<>]{0,200}+"
+PASSWORD = r"[^@\s]{0,2000}+(?:@[^@/?#\s]{0,200}+(?=@)){0,20}+"  # noqa: S105
+# Digits are a port before a quotation mark, and on the web before a path.
+PORT = rf"{USER}:\d{{1,5}}[\"'`<>\\]|(?:(?<=http://)|(?<=https://)){USER}:\d{{1,5}}[/?#]"
+IN_ADDRESS = re.compile(rf"(?<=\w://)(?!{PORT})(?P<secret>{USER}(?::{PASSWORD})?)@")
+IN_VARIABLE = re.compile(rf"\w://{USER}:(?P<secret>{PASSWORD})@")
+# Code and documents have these in a secret's place: {password}, <password>, …, $PASSWORD, ${password}, DB_PASSWORD.
+LITERAL = r"(?!\{[\w.]{0,40}\}|<[\w -]{1,40}>|…|(?-i:\$[A-Z_]{2}|\$[{(]|[A-Z]{1,40}_[A-Z_]{1,40}+(?![\w-])))"
+KEYS = r"(?:password|pwd|\w{0,40}accesskey|accountkey|accesstoken)"
 SECRETS = [
     IN_ADDRESS,
     *(
         re.compile(pattern, re.IGNORECASE)
         for pattern in (
-            r"[?&](?:password|pwd|token|access_token|api_?key|sig)=(?P<secret>[^&\s\"'#]+)",
-            r"\bauthorization\W+(?:bearer|basic|digest|token)\s+(?P<secret>[^\s\"',;]+)",
-            r"\bbearer\s+(?P<secret>[\w.~+/=-]{16,})",
-            r"auth\s*=?\s*\(\s*(?P<q>[\"'])[^\"']*(?P=q)\s*,\s*[\"'](?P<secret>[^\"']+)",
+            r"[?&](?:sig|[\w.-]{0,40}(?:password|pwd|token|secret|api_?key|signature|credential))="
+            rf"{LITERAL}(?P<secret>[^&\s\"'#`]+)",
+            r"\bauthorization\W{1,9}(?:bearer|basic|digest|token)\s{1,9}"
+            rf"{LITERAL}(?P<secret>[^\s\"',;]+)",
+            r"\bbearer\s{1,9}(?P<secret>[\w.~+/=-]{16,})",
+            r"\b(?:x-[a-z-]{0,30}|(?:api|auth|access|private|job|deploy)-)(?:key|token|secret)[\"']?\s{0,9}:\s{0,9}[\"']?"
+            rf"{LITERAL}(?P<secret>[^\s\"',;]{{4,}})",
+            r"auth\s{0,9}+=?\s{0,9}+\(\s{0,99}+(?P<q>[\"'])[^\"']{0,200}+(?P=q)\s{0,9}+,\s{0,99}+[\"']"
+            rf"{LITERAL}(?P<secret>[^\"']+)",
+            # Arguments, and what Python and JSON print.
+            r"(?:password|passwd|passphrase|pwd|secret|token|(?:api|access)_?key)[\"']?\s{0,9}[:=]{1,2}\s{0,9}[\"']"
+            rf"{LITERAL}(?P<secret>[^\"'\n]{{4,}})",
             # Connection strings, of key=value;… and of key=value key=value.
-            r"\b(?:password|pwd|\w*accesskey|accountkey|accesstoken)\s*=\s*(?P<secret>[^;\s\"']+);",
-            r";\s*(?:password|pwd|\w*accesskey|accountkey|accesstoken)\s*=\s*(?P<secret>[^;\s\"']+)",
-            r"(?<=[^\s,(]\s)password=(?P<secret>[^\s\"')]+)",
-            r"\b(?:\w*_)?(?:pw|pat|dsn|jwt)[\"']?\s*[:=]\s*[\"'](?P<secret>[^\"']{4,})",
+            rf"\b{KEYS}\s{{0,9}}=\s{{0,9}}(?P<secret>[^;\s\"']{{1,500}}+);",
+            rf";\s{{0,9}}{KEYS}\s{{0,9}}=\s{{0,9}}(?P<secret>[^;\s\"']+)",
+            r"(?:(?<=[^\s,(]\s)|(?<=--))password=(?P<secret>[^\s\"')]+)",
+            r"\b(?:\w{0,40}_)?(?:pw|pat|dsn|jwt)[\"']?\s{0,9}[:=]\s{0,9}[\"'](?P<secret>[^\"']{4,})",
         )
     ),
-    re.compile(r"\b(?:[A-Z0-9_]*_)?(?:PW|PAT|DSN|JWT)\s*[:=]\s*(?P<secret>[^\s\"']{4,})"),
+    re.compile(r"\b(?:[A-Z0-9_]{0,40}_)?(?:PW|PAT|DSN|JWT)\s{0,9}[:=]\s{0,9}(?P<secret>[^\s\"']{4,})"),
+    # Variables of a shell; a call is Python's.
+    re.compile(
+        r"\b[A-Z0-9_]{0,40}(?:PASSWORD|PASSWD|_PWD|TOKEN|SECRET|(?:API|ACCESS|ACCOUNT)_?KEY)="
+        rf"(?![\w.]{{1,80}}[(\[]){LITERAL}(?P<secret>[^\s\"'`,;)]{{4,}})"
+    ),
 ]
 
 
 def redact(text: str) -> str:
-    """The text without passwords in addresses, headers and connection strings, and without the environment's secrets.
+    """The text without passwords and tokens where their surroundings show them, and without the environment's secrets.
 
-    These are the values of this process's variables whose names say so (PASSWORD, TOKEN, KEY, …), and the passwords
-    inside the value of any variable.
+    The former stand in addresses, headers, connection strings, arguments and printed dictionaries. The latter are the
+    values of this process's variables whose names say so (PASSWORD, TOKEN, KEY, …), and the passwords inside the value
+    of any variable.
     """
+    return _without_patterns(_without_environment(text))
+
+
+def _without_environment(text: str) -> str:
     for secret in sorted(_environment_secrets(), key=len, reverse=True):
         text = text.replace(secret, REMOVED)
+    return text
+
+
+def _without_patterns(text: str) -> str:
     for pattern in SECRETS:
         text = pattern.sub(_without_secret, text)
     return text
@@ -62,23 +93,26 @@ def redact_diff(diff: str) -> str:
     """
     from detect_secrets.settings import default_settings, get_plugins
 
+    diff = IN_ADDRESS.sub(_without_secret, _without_environment(diff))
     lines, inside_key = [], False
     with default_settings():
         detectors = list(get_plugins())
-        for number, line in enumerate(redact(diff).splitlines(), 1):
+        for number, line in enumerate(diff.splitlines(), 1):
             inside_key = inside_key or ("BEGIN" in line and "PRIVATE KEY" in line)
             # Under the name of a YAML file values count as secrets without quotes too.
             hidden = inside_key or any(detector.analyze_line("diff.yaml", line, number) for detector in detectors)
             lines.append(line[:1] + REMOVED if hidden else line)
             inside_key = inside_key and not ("END" in line and "PRIVATE KEY" in line)
-    return "".join(f"{line}\n" for line in lines)
+    # The detectors come first: of a line from which a part was removed they may not see the rest.
+    return _without_patterns("".join(f"{line}\n" for line in lines))
 
 
 def _environment_secrets() -> set[str]:
     secrets = set()
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name):
+        # A number of tokens is a limit.
+        if SECRET_NAME.search(name) and not ("TOKENS" in name.upper() and value.isdigit()):
             secrets.add(value)
         secrets |= {match["secret"] for pattern in (IN_VARIABLE, *SECRETS[1:]) for match in pattern.finditer(value)}
     secrets |= {unquote(secret) for secret in secrets}
-    return {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
+    return {secret for secret in secrets if len(secret) >= SHORTEST_SECRET and secret.lower() not in ORDINARY}

@@ -80,7 +80,7 @@ def answers(uri: str, seconds: float) -> bool:
 
 
 def store_name(uri: str, root: Path) -> str:
-    """An address as journals keep it: without credentials, and the same after the repository was moved."""
+    """An address as journals and links show it: without credentials, and the same after the repository was moved."""
     if (file := sqlite_file(uri)) is not None:
         return f"sqlite:///{file.relative_to(root) if file.is_relative_to(root) else file}"
     if is_server(uri) and "@" not in uri:  # which spares a stage the import
@@ -164,6 +164,7 @@ def locked(uri: str) -> Iterator[None]:
         PipelineError: the folder of a sqlite file does not exist.
     """
     if (file := sqlite_file(uri)) is not None:
+        file = file.resolve()  # whatever links lead to it
         if not file.parent.is_dir():  # which the lock would make
             raise PipelineError(f"the MLflow store cannot be opened: there is no folder {file.parent}")
         with FileLock(f"{file}.lock", mode=0o660):  # the group may share the store

@@ -119,8 +119,10 @@ def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run,
     runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
     used = used_models(client) if runs else set()
     # A version may be registered by an address, without its run's id.
-    versions = client.search_model_versions(max_results=10_000)
-    sources = [f"{version.run_id} {version.source}" for version in versions]
+    versions = client.search_model_versions(max_results=10_000) if runs else []
+    # A copy of a version names that version as its source; its files lie where the original's do.
+    files = [client.get_model_version_download_uri(version.name, version.version) for version in versions]
+    sources = [f"{version.run_id} {version.source} {place}" for version, place in zip(versions, files, strict=True)]
     found = []
     for run in runs:
         models = list(client.search_logged_models([experiment_id], f"source_run_id = '{run.info.run_id}'"))

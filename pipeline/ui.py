@@ -25,9 +25,8 @@ from urllib.request import urlopen
 from pipeline import mlflow_app
 from pipeline.errors import PipelineError, run_command
 from pipeline.processes import sigterm_as_exit
-from pipeline.redaction import redact
 from pipeline.repository import main_root
-from pipeline.store import is_server, open_store, search_all, tracking_uri
+from pipeline.store import is_server, open_store, search_all, store_name, tracking_uri
 from pipeline.sweep import sweeps_of
 
 if TYPE_CHECKING:
@@ -42,18 +41,19 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000)
     port = parser.parse_args().port
 
-    uri = tracking_uri(main_root())
+    root = main_root()
+    uri = tracking_uri(root)
     client, experiment_id = open_store()
     pages = links(client, experiment_id)
     if is_server(uri):
-        show(pages, redact(uri).rstrip("/") + "/")
+        show(pages, store_name(uri, root) + "/")
         return
     check_port(HOST, port, "make ui")
     token = secrets.token_urlsafe(12)
     # One worker and no job runner: 2 processes instead of 13, and a third of the time to start.
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "with-token"]
     options += ["--uvicorn-opts", "--log-level warning"]  # a line for each request would hide the addresses
-    with mlflow_app.python_path() as python_path, TemporaryDirectory(prefix="mlflow-ui-") as private:
+    with mlflow_app.python_path() as python_path, private_folder(root) as private:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *options],
             # The address may hold a password, which a command line would show to everyone on the machine.
@@ -80,6 +80,13 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
+
+
+def private_folder(root: Path) -> TemporaryDirectory[str]:
+    """A folder that only this user may enter, in the repository: a browser from a snap cannot see /tmp."""
+    parent = root / ".dvc/tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(prefix="mlflow-ui-", dir=parent)
 
 
 def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:

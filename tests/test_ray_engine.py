@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -176,7 +177,7 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
 @pytest.mark.slow
 def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> None:
     """One line in the point's log, no traceback, exit code 1."""
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for Ray's sockets are there
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(workspace)
         done = run(workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
     assert done.returncode == 1
@@ -184,6 +185,46 @@ def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> N
     log = Path(done.stderr.partition("failed:\n")[2].strip().partition(": ")[2])
     assert log.read_text().startswith("error: ")
     assert log.read_text().endswith("is another user's; delete it\n")
+
+
+def test_a_long_tmpdir_leaves_room_for_rays_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths of sockets are at most 103 bytes on macOS, where /tmp leads to /private/tmp. The folder is private."""
+    (long := tmp_path / ("long" * 25)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    seen: list[tuple[str, int]] = []
+
+    def init(_temp_dir: str, **_: object) -> None:
+        seen.append((_temp_dir, Path(_temp_dir).parent.stat().st_mode & 0o777))
+
+    with without_starting(monkeypatch, init), ray_engine.cluster(None, 1):
+        ((folder, mode),) = seen
+    socket = f"/private{folder}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+    assert len(socket) <= 103
+    assert mode == 0o700
+
+
+def test_what_keeps_ray_from_starting_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's errors too."""
+
+    def init(**_: object) -> None:
+        raise OSError("AF_UNIX path length\ncannot exceed 107 bytes")
+
+    message = "^Ray does not start: AF_UNIX path length cannot exceed 107 bytes$"
+    with (
+        without_starting(monkeypatch, init),
+        pytest.raises(PipelineError, match=message),
+        ray_engine.cluster(None, 1),
+    ):
+        pass
+
+
+@contextmanager
+def without_starting(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None]) -> Iterator[None]:
+    """Something else in the place of `ray.init`; the environment is set back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        patch.setattr("ray.init", init)
+        yield
 
 
 @pytest.mark.slow
@@ -200,12 +241,12 @@ def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
             ports = sorted(port for _, port in servers)
             with ThreadPoolExecutor(len(ports)) as pool:
                 answers = dict(zip(ports, pool.map(without_token, ports), strict=True))
-            (private,) = set(Path(folder).glob("ray-*")) - set(Path(folder).glob("ray-sweep-*"))
+            (private,) = set(map(Path, re.findall(r"(/tmp/ray-\w+)/ray/session", " ".join(map(command, family)))))
             mode = private.stat().st_mode & 0o777
             (token,) = {process.environ().get("RAY_AUTH_TOKEN") for process in family if "raylet" in process.name()}
             assert token is not None
             found = [line for line in map(command, family) if token in line]
-            found += map(str, files_with(token, Path(folder), workspace))
+            found += map(str, files_with(token, private, Path(folder), workspace))
             if os.getuid() == 0:
                 (address,) = set(re.findall(r"--gcs-address=(\S+)", " ".join(map(command, family))))
                 refused = as_nobody(f"import ray; ray.init('{address}')")

@@ -1,5 +1,6 @@
 """What is kept out of messages and diffs."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ def test_an_address_loses_its_credentials() -> None:
     assert redact("http://bob:p@55@host/x, postgresql://db/m?password=hunter2") == (
         "http://[removed]@host/x, postgresql://db/m?password=[removed]"
     )
-    for harmless in ("see http://host:5000/#/a@b", "http://[::1]:5000/x@y", "git@github.com:x/y"):
+    assert redact("postgresql://bob:2024/abc@db/m") == "postgresql://[removed]@db/m"
+    for harmless in (
+        *("see http://host:5000/#/a@b", "http://[::1]:5000/x@y", "git@github.com:x/y"),
+        *('{"url":"http://127.0.0.1:5000","mail":"a@b.c"}', '{"url":"http://host","mail":"a@b.c"}'),
+        "{'url':'redis://h:6379','mail':'a@b.c'}",
+    ):
         assert redact(harmless) == harmless
 
 
@@ -56,9 +62,15 @@ def test_harmless_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         "TOKENIZERS_PARALLELISM",
     ):
         monkeypatch.setenv(name, "harmless")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("MY_KEY", "abc")
-    assert redact("harmless token abc") == "harmless token abc"
+    settings = {"RAY_AUTH_MODE": "token", "MY_KEY": "abc", "MAX_OUTPUT_TOKENS": "4096", "DISABLE_AUTH": "False"}
+    settings |= {"SSH_ASKPASS_REQUIRE": "prefer", "GCM_CREDENTIAL_STORE": "cache", "FTP_PASSIVE": "passive"}
+    settings |= {"USE_TOKEN": "auto"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    text = " ".join(["harmless", "False", *settings.values()])
+    assert redact(text) == text
+    monkeypatch.setenv("API_TOKENS", "one77,two77")
+    assert redact("one77,two77") == "[removed]"
 
 
 def test_the_shortest_secret_has_four_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +92,19 @@ def test_the_shortest_secret_has_four_characters(monkeypatch: pytest.MonkeyPatch
         "host=db user=bob password={}",
         'JWT = "{}"',
         "GITHUB_PAT: {}",
+        "https://bucket/x?X-Amz-Signature={}",
+        "https://bucket/x?a=b&X-Amz-Security-Token={}&c=d",
+        "https://gitlab/x?private_token={}",
+        "https://host/x?client_secret={}",
+        "https://host/x?a=b&refresh_token={}",
+        "X-Api-Key: {}",
+        'headers = {{"PRIVATE-TOKEN": "{}"}}',
+        'connect(host="x", password="{}")',
+        "{{'user': 'bob', 'password': '{}'}}",
+        '{{"api_key":"{}"}}',
+        "PGPASSWORD={} psql",
+        "export DEPLOY_TOKEN={}",
+        "psql --password={}",
     ],
 )
 def test_a_password_is_known_by_what_stands_around_it(text: str) -> None:
@@ -121,7 +146,8 @@ SECRET_LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", SECRET_LINES)
+# pytest puts a test's id into the environment.
+@pytest.mark.parametrize("line", SECRET_LINES, ids=range(len(SECRET_LINES)))
 def test_a_line_of_a_diff_that_holds_a_secret_is_removed(line: str) -> None:
     """Added, removed or unchanged; the lines around it stay."""
     for sign in "+- ":
@@ -141,3 +167,36 @@ def test_ordinary_code_stays() -> None:
         "+pat = re.compile(x)\n+auth = None\n+# basic authentication of users\n+compat=True\n+def authenticate(x, y):\n"
     )
     assert redact_diff(diff) == diff
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password: see the manual",
+        "The token is in the address (`?token=`), the password in MLFLOW_TRACKING_PASSWORD.",
+        "curl -H 'Authorization: Bearer $TOKEN' 'https://host/?token=<your token>'",
+        'address = f"http://{host}/?token={token}"; connect(user, password=password, token=None)',
+        "RAY_AUTH_TOKEN=secrets.token_hex(32)",
+        'TOKEN = "MLFLOW_UI_TOKEN"',
+        "PWD=/home/bob OLDPWD=/home n_tokens=4096 key=value cache-key: digits",
+    ],
+)
+def test_what_only_speaks_of_secrets_stays(text: str) -> None:
+    """Prose, placeholders, names of variables, calls."""
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '{"url":"http://127.0.0.1:5000"},',
+        *("http://bob:", "x://:@", "a@", " ", "a_", "-", "auth('", "password=", "; ", "x-"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "auth", "x://:"])
+def test_long_texts_take_no_long_time(start: str, piece: str) -> None:
+    """200 kB, whatever they are made of; the time grows with the length, not its square."""
+    text = start + piece * (200_000 // len(piece))
+    began = time.process_time()
+    redact(text)
+    assert time.process_time() - began < 2

@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from pipeline import postgres
 from pipeline import store as store_module
 from pipeline.errors import PipelineError
-from pipeline.store import DEFAULT_EXPERIMENT, answers, open_store, search_all, store_name, tracking_uri
+from pipeline.store import DEFAULT_EXPERIMENT, answers, locked, open_store, search_all, store_name, tracking_uri
 from tests.helpers import PROJECT, environment, free_port
 from tests.team_server import server_folder
 
@@ -162,6 +163,15 @@ def test_two_clones_may_create_one_store_at_once(tmp_path: Path) -> None:
     """The lock lies next to what they share, the database."""
     uri = f"sqlite:///{tmp_path}/shared.db"
     assert open_at_once(uri, tmp_path / "one", tmp_path / "two") == [(0, "1"), (0, "1")]
+
+
+def test_all_links_to_one_database_share_its_lock(tmp_path: Path) -> None:
+    """Two clones may reach it by symbolic links of different names, also before it exists."""
+    database = tmp_path / "shared.db"
+    for name in ("one.db", "two.db"):
+        (tmp_path / name).symlink_to(database)
+        with locked(f"sqlite:///{tmp_path}/{name}"), pytest.raises(Timeout):
+            FileLock(f"{database}.lock").acquire(timeout=0)
 
 
 def test_two_clones_may_create_tables_in_one_postgresql_at_once(tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ def test_deleted_runs_go_with_all_that_is_theirs(
 def test_what_is_still_used_of_a_deleted_run_stays(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A version in the model registry, with its run's id or by an address alone, and a model that a run takes in."""
-    for seed in range(4):
+    """A version in the model registry, with its run's id, by an address only or as a copy whose original is deleted,
+    and a model that a run takes in."""
+    for seed in range(5):
         tracking.log_evaluation(small_params(train__seed=seed))
     delivery.deliver_all(results)
     client = MlflowClient(store)
@@ -75,12 +76,16 @@ def test_what_is_still_used_of_a_deleted_run_stays(
     client.create_model_version("registered", addresses[1])
     other = client.create_run(client.create_experiment("other")).info.run_id
     client.log_inputs(other, models=[LoggedModelInput(ids[2])])
+    client.create_registered_model("original")
+    client.create_model_version("original", addresses[3])
+    client.copy_model_version("models:/original/1", "copy")
+    client.delete_registered_model("original")
     for run in runs:
         client.delete_run(run.info.run_id)
 
     said = tidy_up(monkeypatch, capsys, "--remove")
-    assert [run.info.run_id in said for run in runs] == [False, False, False, True]
-    assert [any(id_ in path.parts for path in stored_files(results)) for id_ in ids] == [True, True, True, False]
+    assert [run.info.run_id in said for run in runs] == [False, False, False, False, True]
+    assert [any(id_ in path.parts for path in stored_files(results)) for id_ in ids] == [True, True, True, True, False]
 
 
 def test_temporary_experiments_without_a_process_go(

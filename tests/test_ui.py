@@ -17,13 +17,12 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from pipeline import delivery, tracking
+from pipeline import delivery, tracking, ui
 from pipeline.mlflow_app import ASSISTANT
 from pipeline.params import Params
 from pipeline.store import open_store
-from tests.helpers import PROJECT, environment, free_port, run, small_params, wait_until, write_results
-
-pytestmark = pytest.mark.slow
+from pipeline.ui import private_folder
+from tests.helpers import PROJECT, environment, free_port, git, run, small_params, wait_until, write_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = (2, 4, 8, 16, 32)
@@ -77,6 +76,7 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         pass
 
 
+@pytest.mark.slow
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
     """The last one opens the table of all runs, the other a sweep's runs as charts, with a bar of each test MSE. Ticked
     runs compare: parallel coordinates, a scatter plot with a point for each, and each test MSE beside its size. Nobody
@@ -127,6 +127,28 @@ def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
     return [trace for trace in figures if trace["type"] == kind]
 
 
+def test_a_servers_links_hold_no_password(
+    tmp_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lead to the host that the address names, without its user."""
+    (tmp_dir / ".dvc").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@host:5000/base/")
+    monkeypatch.setattr("sys.argv", ["ui"])
+    monkeypatch.setattr(ui, "open_store", lambda: (None, "1"))
+    monkeypatch.setattr(ui, "links", lambda *_: {"MLflow": "#/experiments/1"})
+    ui.main()
+    assert capsys.readouterr().out == "MLflow is at http://host:5000/base/#/experiments/1\n"
+
+
+def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None:
+    """Where a browser from a snap sees it, other users of the machine do not, and git ignores it."""
+    with private_folder(tmp_path) as folder:
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+        assert Path(folder).parent == tmp_path / ".dvc/tmp"
+    assert git(PROJECT, "check-ignore", ".dvc/tmp/x").strip() == ".dvc/tmp/x"
+
+
+@pytest.mark.slow
 def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
     """Without its tracking server the command says so in one line."""
     (tmp_path / ".dvc").mkdir()
@@ -137,6 +159,7 @@ def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """The message says which port to try instead."""
     (tmp_path / ".dvc").mkdir()
@@ -149,6 +172,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     assert f"port {port} is in use; choose another: make ui PORT={port + 1}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_port_that_is_none_is_an_error(tmp_path: Path) -> None:
     """Ports end at 65535."""
     (tmp_path / ".dvc").mkdir()
