@@ -138,11 +138,12 @@ def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingPr
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "".join(f"\n  {line}" for line in _describe(error))
-        where = f"{path} holds"
+        what = f"{path} holds values that are not allowed"
         if changes:
             load_params(path)  # which is to blame where it is wrong without them too
-            where = f"-S (GRID) {' '.join(f'{name}={json.dumps(value)}' for name, value in changes.items())} gives"
-        raise PipelineError(f"{where} values that are not allowed:{problems}") from None
+            settings = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
+            what = f"-S (GRID) {settings} gives values that are not allowed"
+        raise PipelineError(f"{what}:{problems}") from None
 
 
 def parse_values(text: str) -> list[Any]:
