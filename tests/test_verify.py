@@ -203,6 +203,10 @@ def test_another_environment_and_another_code_are_told_apart(committed: Path) ->
     """Kernels for another CPU stay within tolerance; results that are not those of the code are different."""
     record = committed / "reports/environment.json"
     record.write_text(record.read_text().replace('"threads": "2"', '"threads": "64"'))
+    # A network of two epochs moves more than the committed one.
+    tolerances = committed / "tolerances.yaml"
+    assert "absolute: 0.045" in tolerances.read_text()
+    tolerances.write_text(tolerances.read_text().replace("absolute: 0.045", "absolute: 0.2"))
     git(committed, "commit", "-q", "-a", "-m", "as if on another machine")
     printed = verified(committed, 4, ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE")
     assert re.search(r"models/autoencoder\.safetensors +within tolerance \(follows the metrics; .* apart", printed)
