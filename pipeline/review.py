@@ -284,7 +284,7 @@ def differences(stage: Stage, deps: list[Dependency], outs: list[Output], made: 
             reasons.append(f"`{path}` is not in dvc.lock")
         elif source is not None and source.hash_info and source.hash_info.value != item.hash_info.value:
             reasons.append(f"`{path}` is another version than the one that dvc.lock has as an out")
-        elif source is not None and source is item and item.metric and not item.exists:
+        elif source is not None and source is item and item.metric and item.use_cache and not item.exists:
             reasons.append(f"`{path}` is a metric that git does not have; give it `cache: false`")
         elif all(out.exists for out in made.values() if out.use_cache and is_one_in_the_other(out, item)):
             # Not item.status(): of a cached file that git has too, it reports only that the cache lacks it.
