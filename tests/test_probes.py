@@ -77,7 +77,7 @@ def test_effective_rank_by_hand(scales: list[float], rank: float) -> None:
     codes = basis * np.array(scales)
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
     assert effective_rank(codes) == pytest.approx(rank, rel=1e-5)
-    assert effective_rank(codes @ turn + 7) == pytest.approx(rank, rel=1e-5)
+    assert effective_rank(codes @ turn + [7, -3, 0, 1]) == pytest.approx(rank, rel=1e-5)
 
 
 def test_codes_that_never_change_have_rank_zero() -> None:

@@ -41,6 +41,13 @@ def test_another_seed_is_within_tolerance_and_a_tenth_more_error_is_not() -> Non
                 assert tolerance.verdict(old, 1.1 * old) == "worse"
 
 
+def test_what_is_better_depends_on_the_metric() -> None:
+    """More of an error is worse, more of an accuracy is better."""
+    error, accuracy = (Tolerance(better=better, absolute=0.1, relative=0) for better in ("lower", "higher"))
+    assert (error.verdict(1, 2), error.verdict(2, 1)) == ("worse", "better")
+    assert (accuracy.verdict(1, 2), accuracy.verdict(2, 1)) == ("better", "worse")
+
+
 def test_the_margin_itself_is_tolerated_on_either_side() -> None:
     """Of an old value below zero the size counts; a change by exactly the margin is neither better nor worse."""
     tolerance = Tolerance(better="lower", absolute=1, relative=0.5)
