@@ -159,7 +159,7 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
     """Train and evaluate next to a server that is absent, hangs or fails, compared with the same without tracking.
 
     The cost of each trouble is the median of three rounds; a round runs everything once, so that a machine that is
-    busy for a while slows all of them.
+    busy for a while slows all of them. What the runs without tracking differ by is noise, which the bound allows for.
     """
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
     monkeypatch.chdir(here)
@@ -178,11 +178,13 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
         return time.monotonic() - started, errors, {path: path.read_bytes() for path in outs}
 
     costs: dict[str, list[float]] = {}
+    baselines = []
     with ExitStack() as stack:
         troubles = (absent_server, silent_server, stuck_server, failing_server)
         addresses = {trouble.__name__: stack.enter_context(trouble()) for trouble in troubles}
         for _ in range(3):
             without, _, expected = run_both("0")
+            baselines.append(without)
             for trouble, address in addresses.items():
                 seconds, errors, found = run_both("1", address)
                 costs.setdefault(trouble, []).append(seconds - without)
@@ -193,7 +195,7 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
                 assert len(journals(here)) == 2  # nothing was lost
                 shutil.rmtree(here / FOLDER)
     print({trouble: [round(seconds, 1) for seconds in more] for trouble, more in costs.items()})
-    assert max(map(median, costs.values())) < 5
+    assert max(map(median, costs.values())) < 5 + max(baselines) - min(baselines)
     # Nothing went to the repository's own store, to which the journals do not belong.
     assert len(rows(here)) == len(rows(project))
 
