@@ -84,11 +84,14 @@ bench: setup ## speed, quality and what tracking and checkpoints cost, measured 
 review: setup ## what a change does, against BASE=origin/main (0: fine, 2: not)
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)
 
+TWO_AT_A_TIME = --numprocesses 2 --dist worksteal
+
 test: setup-dev ## the tests that take under 5 minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not slow'
 
 test-all: setup-dev ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 lint: setup-dev ## ruff and mypy
 	$(BIN)/python -m ruff check

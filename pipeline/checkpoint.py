@@ -188,8 +188,7 @@ def _unpack(body: bytes) -> tuple[TrainingState, dict[str, str | None]]:
         group, _, name = key.partition("/")
         if group == "optimizer":
             number, _, name = name.partition("/")
-            # A copy, for it is written to: what safetensors returns lies in `bytes`.
-            optimizer.setdefault(int(number), {})[name] = tensor.clone()
+            optimizer.setdefault(int(number), {})[name] = tensor
         else:
             groups[group][name] = tensor
     history = [EpochRecord(**record) for record in rest["history"]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 from pipeline.errors import PipelineError
 
@@ -149,6 +150,21 @@ def one_cycle(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {"one_cycle": one_cycle, "constant": lambda _: 1.0}
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What Adam keeps for a parameter, under torch's names."""
+
+    step: torch.Tensor  # how many there were, float32 []
+    exp_avg: torch.Tensor  # the running mean of the gradients, of the parameter's shape
+    exp_avg_sq: torch.Tensor  # and of their squares
+
+    @classmethod
+    def of(cls, parameter: torch.Tensor) -> "Moments":
+        """Those at the start: zeros."""
+        step = torch.zeros((), device=parameter.device)
+        return cls(step, torch.zeros_like(parameter), torch.zeros_like(parameter))
+
+
 class TrainingStep:
     """One step of AdamW, in which nothing waits for the device, nor depends on a value or changes its shape.
 
@@ -160,21 +176,16 @@ class TrainingStep:
         self._train = train
         precision = resolve_precision(params.precision, train.device)
         self._autocast = torch.autocast(train.device.type, precision, enabled=precision != torch.float32)
+        self._beta2 = params.adam_beta2
         # Decay is for matrices: biases and what normalises set a scale that nothing else could restore.
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=1.0,
-            betas=(0.9, params.adam_beta2),
-            fused=True,
-            capturable=train.is_cuda,
-        )
+        self._groups = [
+            ([(p, Moments.of(p)) for p in model.parameters() if p.ndim > 1], params.weight_decay),
+            ([(p, Moments.of(p)) for p in model.parameters() if p.ndim <= 1], 0.0),
+        ]
         # What a step reads and writes stays where it is.
         self._batch = torch.zeros(batch_size, dtype=torch.int64, device=train.device)
         self._lr = torch.zeros((), device=train.device)
         self._totals = torch.zeros(2, device=train.device)  # of the losses and of the gradients' norms
-        self._share_lr()
         self._run: Callable[[], None] = self._train_on_batch
 
     def __call__(self, batch: torch.Tensor, lr: float) -> None:
@@ -187,21 +198,44 @@ class TrainingStep:
         pixels = self._train[self._batch]
         with self._autocast:
             loss = F.mse_loss(self._model(pixels), pixels)
-        self._optimizer.zero_grad()
+        self._model.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self._update()
         grad_norm = l2_norm([p.grad for p in self._model.parameters() if p.grad is not None])
         self._totals += torch.stack([loss.detach(), grad_norm])
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """AdamW by its function. Its class imports torch's compiler, which takes seconds at each start."""
+        for group, weight_decay in self._groups:
+            used = [(p, p.grad, moments) for p, moments in group if p.grad is not None]
+            adamw(
+                [p for p, _, _ in used],
+                [grad for _, grad, _ in used],
+                [moments.exp_avg for _, _, moments in used],
+                [moments.exp_avg_sq for _, _, moments in used],
+                [],
+                [moments.step for _, _, moments in used],
+                fused=True,
+                capturable=self._train.is_cuda,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=self._beta2,
+                lr=self._lr,
+                weight_decay=weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
     def capture(self) -> None:
         """Record the step as a CUDA graph, which each call then replays; weights and optimizer stay as they are."""
         self._model.train()
         weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
-        moments = {
-            parameter: {name: tensor.clone() for name, tensor in values.items()}
-            for parameter, values in self._optimizer.state.items()
+        optimizer = {
+            number: {name: tensor.clone() for name, tensor in moments.items()}
+            for number, moments in self.optimizer_state().items()
         }
-        # Libraries and optimizer make what they need in their first steps, which must not be recorded.
+        # Libraries make what they need in their first steps, which must not be recorded.
         with torch.cuda.device(self._train.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -215,12 +249,7 @@ class TrainingStep:
         self._run = graph.replay
         # In place, for the graph knows the tensors by their addresses.
         self._model.load_state_dict(weights)
-        for parameter, values in self._optimizer.state.items():
-            for name, tensor in values.items():
-                if parameter in moments:
-                    tensor.copy_(moments[parameter][name])
-                else:
-                    tensor.zero_()  # as Adam starts
+        self.load_optimizer_state(optimizer)
         self._totals.zero_()
 
     def take_totals(self) -> list[float]:
@@ -230,17 +259,17 @@ class TrainingStep:
         return totals
 
     def optimizer_state(self) -> dict[int, dict[str, torch.Tensor]]:
-        """What Adam keeps for each parameter, by its number."""
-        return self._optimizer.state_dict()["state"]
+        """What Adam keeps for each parameter, by its number: the tensors themselves, which the next step changes."""
+        return {number: vars(moments) for number, moments in enumerate(self._moments())}
 
     def load_optimizer_state(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
-        self._share_lr()
+        """Copy what `optimizer_state` returned."""
+        for number, moments in enumerate(self._moments()):
+            for name, tensor in vars(moments).items():
+                tensor.copy_(state[number][name])
 
-    def _share_lr(self) -> None:
-        """Give both groups the tensor that each step fills with its own learning rate."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr
+    def _moments(self) -> list["Moments"]:
+        return [moments for group, _ in self._groups for _, moments in group]
 
 
 @torch.no_grad()
@@ -296,7 +325,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def make_deterministic(threads: int | None) -> None:
     """Make equal inputs give equal bits on this machine. `threads` of the CPU decide bits too (None: all)."""
-    torch.use_deterministic_algorithms(True)
+    # As torch.use_deterministic_algorithms(True), which imports torch's compiler first: seconds at each start.
+    torch.set_deterministic_debug_mode("error")
     # cuBLAS is deterministic only with a workspace of fixed size, set before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Filling fresh memory only serves code that reads what it never wrote, and costs time.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
+from statistics import mean
 
 import pytest
 from mlflow import MlflowClient
@@ -153,12 +153,13 @@ def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: Tr
     assert len(MlflowClient(server.address).get_metric_history(older.info.run_id, "valid/mse")) == 40
 
 
+@pytest.mark.alone
 def test_an_outage_costs_less_than_five_seconds_and_no_byte(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Train and evaluate next to a server that is absent, hangs or fails, compared with the same without tracking.
 
-    The cost of each trouble is the median of three rounds; a round runs everything once, so that a machine that is
+    The cost of each trouble is the mean of two rounds; a round runs everything once, so that a machine that is
     busy for a while slows all of them. What the runs without tracking differ by is noise, which the bound allows for.
     """
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
@@ -182,7 +183,7 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
     with ExitStack() as stack:
         troubles = (absent_server, silent_server, stuck_server, failing_server)
         addresses = {trouble.__name__: stack.enter_context(trouble()) for trouble in troubles}
-        for _ in range(3):
+        for _ in range(2):
             without, _, expected = run_both("0")
             baselines.append(without)
             for trouble, address in addresses.items():
@@ -195,7 +196,7 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
                 assert len(journals(here)) == 2  # nothing was lost
                 shutil.rmtree(here / FOLDER)
     print({trouble: [round(seconds, 1) for seconds in more] for trouble, more in costs.items()})
-    assert max(map(median, costs.values())) < 5 + max(baselines) - min(baselines)
+    assert max(map(mean, costs.values())) < 5 + max(baselines) - min(baselines)
     # Nothing went to the repository's own store, to which the journals do not belong.
     assert len(rows(here)) == len(rows(project))
 

@@ -95,8 +95,8 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
     journal or file of a node."""
     write_params(small_params(train__threads=1, train__device="cpu", train__n_epochs=150), workspace)
     git(workspace, "commit", "-q", "-a", "-m", "one thread")
-    sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1,2")
-    points = {f"digits k=2 seed={seed}": 1 for seed in range(3)}
+    sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1")
+    points = {f"digits k=2 seed={seed}": 1 for seed in range(2)}
     with server_folder() as folder:
         server = TeamServer(workspace, folder)
         server.start()
@@ -112,14 +112,14 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
                 driver = start(workspace, *sweep, "--address", cluster.address, **settings)
                 wait_until(lambda: driver.poll() is not None or names(server, "RUNNING").total() == 2, 180)
                 cluster.kill("first")
-                out, err = driver.communicate(timeout=300)
+                out, err = driver.communicate(timeout=900)
                 assert driver.returncode == 0, out + err
                 assert "lost with its worker, tried again" in out
-                assert "3 of 3 done" in out
+                assert "2 of 2 done" in out
                 assert names(server, "FINISHED") == points
-                assert names(server, "KILLED").total() == len(stored(server.address)) - 3 == 1
+                assert names(server, "KILLED").total() == len(stored(server.address)) - 2 == 1
                 again = run(workspace, *sweep, "--address", cluster.address, **settings)
-                assert "3 points, 3 done, 0 to run" in again.stdout
+                assert "2 points, 2 done, 0 to run" in again.stdout
                 assert list((folder / "first").glob("ray-sweep-*/*"))
                 assert not list((folder / "second").glob("ray-sweep-*/*"))
                 too_large = (*sweep, "-S", "train.threads=64", "--address", cluster.address)

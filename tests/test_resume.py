@@ -78,6 +78,7 @@ def test_two_clones_in_different_folders_give_identical_outs(undisturbed: dict[s
     assert differing(results(folder), undisturbed) == []
 
 
+@pytest.mark.alone
 def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
     undisturbed: dict[str, bytes],
     tmp_path: Path,
@@ -254,6 +255,7 @@ def test_a_training_after_the_same_in_a_temporary_folder_trains(tmp_path: Path) 
     assert (same.info.run_id, same.info.end_time) == (first.info.run_id, first.info.end_time)
 
 
+@pytest.mark.alone
 def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """Under DVC: it is told, thrown away, and the training from the start ends with the same bytes."""
     here = prepared(tmp_path / "damaged")

@@ -3,6 +3,8 @@
 import copy
 import math
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import MagicMock
@@ -331,6 +333,12 @@ def test_the_optimizer_is_adam_with_that_beta(beta2: float) -> None:
         torch.nn.functional.mse_loss(twin(TRAIN[batch]), TRAIN[batch]).backward()
         optimizer.step()
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+def test_training_starts_without_torchs_compiler() -> None:
+    """Importing it takes seconds at each start, and nothing uses it."""
+    code = "import sys; from tests.test_training import train; train(); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_auto_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
