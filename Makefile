@@ -57,22 +57,22 @@ sweep: $(if $(ENGINE),setup-cluster,setup) ## run a grid of parameters (GRID='tr
 	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 compare: setup ## a table and figures of the runs: reports/compare/ (BY=train.lr SWEEP=NAME REDRAW=1)
-	@$(BIN)/python -m pipeline.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)
+	@$(BIN)/python -m pipeline.sweep.compare $(if $(BY),--by $(BY)) $(if $(SWEEP),--sweep '$(SWEEP)') $(if $(REDRAW),--redraw)
 
 verify: setup ## reproduce the committed results in a clone, and compare (0: alike, 2: not)
-	@$(BIN)/python -m pipeline.verify || test $$? = 4
+	@$(BIN)/python -m pipeline.review.verify || test $$? = 4
 
 ui: setup ## MLflow on the table of runs (PORT=5000)
-	@$(BIN)/python -m pipeline.ui --port $(PORT)
+	@$(BIN)/python -m pipeline.tracking.ui --port $(PORT)
 
 server: setup-cluster ## a tracking server for a team, on PostgreSQL (HOST=127.0.0.1 PORT=5000); docs/server.md
 	@$(BIN)/python -m pipeline.server --host $(HOST) --port $(PORT)
 
 move-store: setup-cluster ## move the runs of the local store to that server
-	@$(BIN)/python -m pipeline.move_store
+	@$(BIN)/python -m pipeline.server.migrate
 
 sync: setup ## deliver to MLflow what an outage kept back; a run for the workspace
-	@$(BIN)/python -m pipeline.sync
+	@$(BIN)/python -m pipeline.tracking.sync
 
 tidy: setup ## list what may go: deleted runs, leftovers (REMOVE=1 deletes it)
 	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
@@ -93,13 +93,14 @@ test-all: setup-dev ## all tests
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
-lint: setup-dev ## ruff and mypy
+lint: setup-dev ## ruff, mypy, and the walls between the folders of pipeline/
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 # One thread, so that a process that forks has no others.
-mutants: setup-dev ## change the code in small ways and list what no test notices (ONLY='pipeline.tolerances*')
+mutants: setup-dev ## change the code in small ways and list what no test notices (ONLY='pipeline.core.metrics*')
 	@OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(if $(ONLY),'$(ONLY)')
 	@$(BIN)/python -m mutmut results | grep -v ': not checked'
 
@@ -112,7 +113,7 @@ lock: setup-dev ## compile requirements*.txt again from requirements*.in, with t
 # Not the MLflow store: its runs cannot be made again.
 clean: ## delete what a run makes again
 	rm -rf data/prepared data/baselines models/*.safetensors .checkpoints .dvc/cache .dvc/tmp
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .grimp_cache .import_linter_cache .hypothesis mutants
 	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## also delete .venv and the raw data

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import load_pixels, machine, write_result
-from pipeline.checkpoint import Checkpoint
-from pipeline.model import Architecture, AutoEncoder
+from pipeline.autoencoder.checkpoint import Checkpoint
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import Callback, TrainingState, fit, make_deterministic, resolve_device
+from pipeline.core.repository import main_root
 from pipeline.params import load_params
-from pipeline.repository import main_root
-from pipeline.training import TrainingState, fit, make_deterministic, resolve_device
 
 N_EPOCHS = 5
 
@@ -33,15 +33,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=main_root(), prefix=".benchmark-") as folder:
         checkpoint = Checkpoint(Path(folder), "benchmark", params.flat())
 
-        def on_state(state: TrainingState) -> None:
-            larger = replace(state, result=replace(state.result, best_epoch=0))
-            started = time.perf_counter()
-            checkpoint.save(larger, None, is_last=True)  # the last one is saved whenever it comes
-            saving.append(time.perf_counter() - started)
+        class Saving(Callback):
+            def on_state(self, state: TrainingState) -> None:
+                larger = replace(state, result=replace(state.result, best_epoch=0))
+                started = time.perf_counter()
+                checkpoint.save(larger, None, is_last=True)  # the last one is saved whenever it comes
+                saving.append(time.perf_counter() - started)
 
         with checkpoint.held():
             started = time.perf_counter()
-            fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), on_state=on_state)
+            fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), [Saving()])
             seconds = time.perf_counter() - started
         size = (Path(folder) / "benchmark.state").stat().st_size
     epoch_seconds = (seconds - sum(saving)) / N_EPOCHS

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import environment
-from pipeline.data import load_split
+from pipeline.autoencoder import environment
+from pipeline.autoencoder.splits import load_split
+from pipeline.autoencoder.trainer import PRECISIONS, Callback, EpochRecord, fit, has_bfloat16, make_deterministic
 from pipeline.params import Params, TrainParams, load_params
-from pipeline.training import PRECISIONS, EpochRecord, fit, has_bfloat16, make_deterministic
 
 RESULTS = Path("reports/benchmarks")
 
@@ -36,15 +36,21 @@ def native_precisions() -> list[str]:
     return list(PRECISIONS) if has_bfloat16(torch.device("cpu")) else ["float32"]
 
 
+class Epochs(Callback):
+    """The seconds that each epoch's training steps took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_epoch(self, _: EpochRecord, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
 def training_seconds(model: nn.Module, train: torch.Tensor, params: TrainParams) -> float:
     """Train by `fit` and add up the training steps' seconds, without validation."""
-    seconds: list[float] = []
-
-    def on_epoch(_: EpochRecord, epoch_seconds: float) -> None:
-        seconds.append(epoch_seconds)
-
-    fit(model, train, train[:1], params, on_epoch=on_epoch)
-    return sum(seconds)
+    epochs = Epochs()
+    fit(model, train, train[:1], params, [epochs])
+    return sum(epochs.seconds)
 
 
 def clocks() -> tuple[float, float]:

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.common import committed_params, load_pixels, machine, spread, training_seconds, write_result
 from benchmarks.seed import REFERENCES, seconds_of_original_loop
-from pipeline.model import Architecture, AutoEncoder
-from pipeline.training import PRECISIONS
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import PRECISIONS
 
 ROUNDS = 3
 

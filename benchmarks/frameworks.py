@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.seed import BATCH_SIZE
-from pipeline.model import AutoEncoder
+from pipeline.autoencoder.model import AutoEncoder
 
 
 def lightning_epoch_seconds(model: AutoEncoder, train: torch.Tensor) -> float:

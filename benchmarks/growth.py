@@ -13,8 +13,8 @@ import psutil
 import torch
 
 from benchmarks.common import committed_params, load_pixels, machine, write_result
-from pipeline.model import Architecture, AutoEncoder
-from pipeline.training import EpochRecord, fit, steps_of_epoch
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import Callback, EpochRecord, fit, steps_of_epoch
 
 N_EPOCHS = 50
 EACH_END = 10
@@ -31,12 +31,13 @@ def main() -> None:
     speeds: list[float] = []
     resident: list[float] = []
 
-    def on_epoch(record: EpochRecord, seconds: float) -> None:
-        speeds.append(n_steps * batch_size / seconds)
-        resident.append(psutil.Process().memory_info().rss / 1e6)
-        print(f"epoch {record.epoch}: {speeds[-1]:,.0f} images/s, {resident[-1]:,.0f} MB", flush=True)
+    class Growth(Callback):
+        def on_epoch(self, record: EpochRecord, seconds: float) -> None:
+            speeds.append(n_steps * batch_size / seconds)
+            resident.append(psutil.Process().memory_info().rss / 1e6)
+            print(f"epoch {record.epoch}: {speeds[-1]:,.0f} images/s, {resident[-1]:,.0f} MB", flush=True)
 
-    fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), on_epoch=on_epoch)
+    fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), [Growth()])
     first, last = statistics.median(speeds[:EACH_END]), statistics.median(speeds[-EACH_END:])
     write_result(
         "growth",

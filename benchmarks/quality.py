@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import clocks, committed_params, load_pixels, machine, native_precisions, write_result
 from benchmarks.seed import REFERENCES, original_epoch
-from pipeline.model import Architecture, AutoEncoder
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import fit, reconstruction_mse
 from pipeline.params import Params
-from pipeline.training import fit, reconstruction_mse
 
 SEEDS = (0, 1, 2)
 BOTTLENECK_SIZES = (2, 10, 32)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import committed_params, load_pixels, machine, write_result
-from pipeline.model import Architecture, AutoEncoder
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import fit
 from pipeline.params import Params
-from pipeline.training import fit
 
 BASE = {"model.bottleneck_size": 10, "model.n_layers": 5, "train.n_epochs": 10}
 CHANGES: list[dict[str, Any]] = [

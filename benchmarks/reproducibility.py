@@ -77,7 +77,7 @@ def main() -> None:
 
 def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Any]:
     """Whether two networks are the same to the bit, and the L2 norm of their difference over that of the first."""
-    from pipeline.verify import distance
+    from pipeline.review.verify import distance
 
     identical = all(old[name].tobytes() == new[name].tobytes() for name in old)
     return {"identical": identical, "weights_relative_difference": distance(old, new)}
@@ -87,9 +87,9 @@ def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train as `pipeline.train` does, with some values of the `train` section changed; write the weights."""
     import torch
 
-    from pipeline.environment import fingerprint
-    from pipeline.model import Architecture, AutoEncoder, save_model
-    from pipeline.training import fit, make_deterministic, reconstruction_mse
+    from pipeline.autoencoder.environment import fingerprint
+    from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
+    from pipeline.autoencoder.trainer import fit, make_deterministic, reconstruction_mse
 
     params = load_params()
     is_double = changes.pop("float64", False)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.model import INPUT_SIZE, linear_widths
+from pipeline.autoencoder.model import INPUT_SIZE, linear_widths
 
 BATCH_SIZE = 256
 

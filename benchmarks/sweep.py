@@ -234,7 +234,7 @@ def rates_of_ray() -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    # What pipeline.ray_engine shares: the data and the repository.
+    # What pipeline.sweep.ray_engine shares: the data and the repository.
     size = sum(path.stat().st_size for path in Path("data").glob("*/*.safetensors"))
     content = os.urandom(size)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

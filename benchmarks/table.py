@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
-from pipeline.training import PRECISIONS
+from pipeline.autoencoder.trainer import PRECISIONS
 
 PAGE = RESULTS / "README.md"
 README = Path("README.md")

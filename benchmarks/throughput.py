@@ -34,10 +34,10 @@ from benchmarks.common import (
 )
 from benchmarks.frameworks import EPOCH_SECONDS, installed
 from benchmarks.seed import BATCH_SIZE, REFERENCES, our_layers, seconds_of_original_loop
-from pipeline.model import Architecture, AutoEncoder, linear_widths
+from pipeline.autoencoder.model import Architecture, AutoEncoder, linear_widths
+from pipeline.autoencoder.trainer import PRECISIONS
+from pipeline.core.repository import main_root
 from pipeline.params import TrainParams
-from pipeline.repository import main_root
-from pipeline.training import PRECISIONS
 
 ROUNDS = 9
 BOTTLENECK_SIZE, N_LAYERS = 10, 5

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from pipeline.data import load_split
-from pipeline.errors import run_command
-from pipeline.outs import write_out
-from pipeline.pca import fit_pca, save_pca
-from pipeline.probes import accuracies
+from pipeline.autoencoder.pca import fit_pca, save_pca
+from pipeline.autoencoder.probes import accuracies
+from pipeline.autoencoder.splits import load_split
+from pipeline.core.errors import run_command
+from pipeline.core.files import write_out
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 TEST_PATH = Path("data/prepared/test.safetensors")

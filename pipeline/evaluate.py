@@ -9,8 +9,7 @@ figures join the MLflow row of the training that made the weights.
 """
 
 import json
-import math
-from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,18 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline import figures, tracking
-from pipeline.data import load_split
-from pipeline.errors import PipelineError, run_command
-from pipeline.model import Architecture, load_model
-from pipeline.outs import write_out
-from pipeline.params import load_params
-from pipeline.pca import load_pca
-from pipeline.probes import BATCH_SIZE, CLASSIFIERS, DEAD, accuracies, effective_rank, importance
-from pipeline.progress import announce_dataset, report
+from pipeline.autoencoder import figures
+from pipeline.autoencoder.figures import save_figure
+from pipeline.autoencoder.metrics import BATCH_SIZE, DEAD, effective_rank, importance, measure
+from pipeline.autoencoder.model import Architecture, AutoEncoder, load_model
+from pipeline.autoencoder.pca import load_pca
+from pipeline.autoencoder.probes import CLASSIFIERS, accuracies
+from pipeline.autoencoder.splits import load_split
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.files import load_json, write_out
+from pipeline.params import ModelParams, load_params
+from pipeline.tracking import runs
+from pipeline.tracking.progress import announce_data, report
 
 SUMMARY_PATH = Path("reports/data.json")
 TRAIN_PATH = Path("data/prepared/train.safetensors")
@@ -49,29 +51,18 @@ def main() -> None:
     # DVC keeps this file, which dvc.yaml marks `persist`. A failure must not leave it next to new weights.
     METRICS_PATH.unlink(missing_ok=True)
     params = load_params()
-    announce_dataset(params)
-    delivery = tracking.prepare_delivery()
-    dataset = load_json(SUMMARY_PATH, ["dataset"])["dataset"]
-    if dataset not in figures.DATASET_TITLES:
-        raise PipelineError(
-            f"{SUMMARY_PATH} names an unknown data set, {dataset!r}; `dvc repro prepare` writes it again"
-        )
-    pixel_probes, pca_probes = load_json(PIXEL_PROBES_PATH, CLASSIFIERS), load_json(PCA_PROBES_PATH, CLASSIFIERS)
-    train, test = load_split(TRAIN_PATH), load_split(TEST_PATH)
-    pca = load_pca(PCA_PATH)
-    model = load_model(MODEL_PATH).requires_grad_(False)
-    if model.architecture != Architecture.from_params(params.model):
-        raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it anew")
-    k = model.architecture.bottleneck_size
-
-    def decode(codes: np.ndarray) -> np.ndarray:
-        """[n, k] → [n, 784]"""
-        return model.decode(torch.from_numpy(codes.astype(np.float32))).numpy()
-
+    announce_data(params)
     torch.set_num_threads(1)
-    with threadpool_limits(1):
-        pixels = test.pixels()
+    with runs.evaluation_run(params), threadpool_limits(1):
+        dataset = name_of_data()
+        pixel_probes, pca_probes = load_json(PIXEL_PROBES_PATH, CLASSIFIERS), load_json(PCA_PROBES_PATH, CLASSIFIERS)
+        train, test, pca = load_split(TRAIN_PATH), load_split(TEST_PATH), load_pca(PCA_PATH)
+        model = load_trained(params.model)
+        k = model.architecture.bottleneck_size
+        decode = partial(decode_by, model)
+
         report(f"encoding {len(train):,} training and {len(test):,} test images")
+        pixels = test.pixels()
         codes = model.encode(torch.from_numpy(pixels)).numpy()
         batches = torch.from_numpy(train.pixels()).split(BATCH_SIZE)
         train_codes = torch.cat([model.encode(batch) for batch in batches]).numpy()
@@ -82,83 +73,77 @@ def main() -> None:
         accuracy = accuracies(train_codes, train.labels, codes, test.labels)
         report("decoding without each latent dimension in turn")
         shares = importance(codes, pixels, decode)
-        content = {
-            "dataset": dataset,
-            "test": metrics,
-            "codes": {"effective_rank": effective_rank(codes), "n_dead": int((shares < DEAD).sum())},
-            "accuracy": {
-                name: {"codes": value, "pca": pca_probes[name], "pixels": pixel_probes[name]}
-                for name, value in accuracy.items()
-            },
-        }
-        write_out(METRICS_PATH, json.dumps(content, indent=2) + "\n")
-        columns = {"dimension": np.arange(1, k + 1), "std": codes.std(axis=0), "mse_growth_without": shares}
-        write_out(DIMENSIONS_PATH, pd.DataFrame(columns).to_csv(index=False, float_format="%.6g"))
+        write_metrics(dataset, metrics, codes, shares, accuracy, pca_probes, pixel_probes)
 
         report("drawing five figures")
-        context = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
+        title = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
+        shown = (title, pixels, test.labels)
         by_pca = pca.reconstruct(pixels, k)
-        for path, figure in (
-            (RECONSTRUCTIONS_PATH, figures.reconstructions(context, pixels, test.labels, reconstructions, by_pca)),
-            (WORST_PATH, figures.worst(context, pixels, test.labels, reconstructions)),
-            (LATENT_PATH, figures.latent_scatter(context, codes, test.labels)),
-            (
-                MIDPOINTS_PATH,
-                figures.midpoints(context, pixels, test.labels, codes, decode, params.evaluate.midpoint_pairs),
-            ),
-            (MANIFOLD_PATH, figures.decoded_manifold(context, codes, decode, params.evaluate.manifold_size)),
-        ):
-            figures.save_figure(figure, path)
-    tracking.log_evaluation(params, delivery)
+        save_figure(figures.reconstructions(*shown, reconstructions, by_pca), RECONSTRUCTIONS_PATH)
+        save_figure(figures.worst(*shown, reconstructions), WORST_PATH)
+        save_figure(figures.latent_scatter(title, codes, test.labels), LATENT_PATH)
+        save_figure(figures.midpoints(*shown, codes, decode, params.evaluate.midpoint_pairs), MIDPOINTS_PATH)
+        save_figure(figures.decoded_manifold(title, codes, decode, params.evaluate.manifold_size), MANIFOLD_PATH)
     print(
         f"test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA with as many components "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"
     )
 
 
-def measure(image_mse: np.ndarray, labels: np.ndarray, pca_mse: float, mean_image_mse: float) -> dict[str, Any]:
-    """The test metrics.
-
-    Args:
-        image_mse: [n], for each image the mean over its pixels (0…1) of the squared errors.
-        labels: [n], the images' digits.
-        pca_mse: the MSE of PCA with as many components as the bottleneck has dimensions, or all that there are.
-        mean_image_mse: the MSE of the mean training image.
-
-    Returns:
-        mse, the mean over images; psnr_db = 10 log10(1 / mse), 1 being the peak value; pca_mse and
-        mean_image_mse; ratio_to_pca = mse / pca_mse, absent where PCA leaves no error beyond rounding;
-        digit_mse, the mean over the images of each digit.
-    """
-    mse = float(image_mse.mean())
-    metrics: dict[str, Any] = {
-        "mse": mse,
-        "psnr_db": 10 * math.log10(1 / mse),
-        "pca_mse": pca_mse,
-        "mean_image_mse": mean_image_mse,
-    }
-    if pca_mse > 1e-9:
-        metrics["ratio_to_pca"] = mse / pca_mse
-    metrics["digit_mse"] = {str(digit): float(image_mse[labels == digit].mean()) for digit in np.unique(labels)}
-    return metrics
-
-
-def load_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
-    """What an earlier stage wrote, at least these keys.
+def name_of_data() -> str:
+    """The data set's name, as `prepare` noted it.
 
     Raises:
-        PipelineError: the file is missing or damaged.
+        PipelineError: it is not known here.
     """
-    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro` brings it back")
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PipelineError(f"{path} is missing; `dvc repro` makes it") from None
-    except ValueError:
-        raise damaged from None
-    if not isinstance(content, dict) or not content.keys() >= set(keys):
-        raise damaged
-    return content
+    dataset = load_json(SUMMARY_PATH, ["dataset"])["dataset"]
+    if dataset not in figures.DATASET_TITLES:
+        raise PipelineError(
+            f"{SUMMARY_PATH} names an unknown data set, {dataset!r}; `dvc repro prepare` writes it again"
+        )
+    return str(dataset)
+
+
+def load_trained(params: ModelParams) -> AutoEncoder:
+    """The model that `train` wrote, without gradients.
+
+    Raises:
+        PipelineError: it has another shape than these parameters say.
+    """
+    model = load_model(MODEL_PATH).requires_grad_(False)
+    if model.architecture != Architecture.from_params(params):
+        raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it anew")
+    return model
+
+
+def decode_by(model: AutoEncoder, codes: np.ndarray) -> np.ndarray:
+    """[n, k] → [n, 784], pixels in 0…1."""
+    return model.decode(torch.from_numpy(codes.astype(np.float32))).numpy()
+
+
+def write_metrics(
+    dataset: str,
+    metrics: dict[str, Any],
+    codes: np.ndarray,
+    shares: np.ndarray,
+    accuracy: dict[str, float],
+    pca_probes: dict[str, float],
+    pixel_probes: dict[str, float],
+) -> None:
+    """Write METRICS_PATH and, a line for each latent dimension, DIMENSIONS_PATH."""
+    content = {
+        "dataset": dataset,
+        "test": metrics,
+        "codes": {"effective_rank": effective_rank(codes), "n_dead": int((shares < DEAD).sum())},
+        "accuracy": {
+            name: {"codes": value, "pca": pca_probes[name], "pixels": pixel_probes[name]}
+            for name, value in accuracy.items()
+        },
+    }
+    write_out(METRICS_PATH, json.dumps(content, indent=2) + "\n")
+    dimensions = np.arange(1, len(shares) + 1)
+    columns = {"dimension": dimensions, "std": codes.std(axis=0), "mse_growth_without": shares}
+    write_out(DIMENSIONS_PATH, pd.DataFrame(columns).to_csv(index=False, float_format="%.6g"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ why this module is not among the stages' dependencies in dvc.yaml; DVC tracks th
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError, on_one_line
+from pipeline.core.yaml_reader import load_yaml
 
 PARAMS_PATH = Path("params.yaml")
-
 N_PIXELS = 28 * 28
 # What numpy's RandomState, the narrowest of the generators in use, accepts.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -97,23 +96,6 @@ def short(name: str) -> str:
     return name.partition(".")[2] or name
 
 
-class _Loader(yaml.CSafeLoader):
-    """Takes 1e-05 for a number, as YAML 1.2 does and DVC writes it; for PyYAML, which reads YAML 1.1, it is text."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def load_yaml(text: str) -> Any:
-    """What a YAML text holds, read as DVC reads it.
-
-    Raises:
-        yaml.YAMLError: it is not YAML.
-        ValueError: it holds a date that no calendar has.
-    """
-    return _Loader(text).get_single_data()
-
-
 def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})) -> Params:
     """Read and validate params.yaml, with other values for some dotted names, as `{'train.lr': 0.01}`.
 
@@ -126,8 +108,7 @@ def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingPr
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing; run this in the repository's root") from None
     except (yaml.YAMLError, ValueError) as error:
-        where = " ".join(str(error).split())
-        raise PipelineError(f"{path} is not valid YAML: {where}") from None
+        raise PipelineError(f"{path} is not valid YAML: {on_one_line(error)}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path} must hold sections ({', '.join(Params.model_fields)}), got {values!r}")
     for name, value in changes.items():

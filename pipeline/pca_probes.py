@@ -11,12 +11,12 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.data import load_split
-from pipeline.errors import run_command
-from pipeline.outs import write_out
+from pipeline.autoencoder.pca import load_pca
+from pipeline.autoencoder.probes import accuracies
+from pipeline.autoencoder.splits import load_split
+from pipeline.core.errors import run_command
+from pipeline.core.files import write_out
 from pipeline.params import load_params
-from pipeline.pca import load_pca
-from pipeline.probes import accuracies
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 TEST_PATH = Path("data/prepared/test.safetensors")

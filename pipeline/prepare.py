@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import sources
-from pipeline.data import Split, save_split
-from pipeline.errors import PipelineError, run_command
-from pipeline.outs import write_out
+from pipeline.autoencoder import datasets
+from pipeline.autoencoder.splits import Split, save_split
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.files import write_out
+from pipeline.core.repository import RAW_FOLDER, main_root
 from pipeline.params import load_params
-from pipeline.progress import announce_dataset
-from pipeline.repository import main_root
+from pipeline.tracking.progress import announce_data
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
@@ -31,11 +31,11 @@ FEWEST_TRAINING_IMAGES = 10
 
 def main() -> None:
     params = load_params()
-    announce_dataset(params)
+    announce_data(params)
     if params.data.dataset == "digits":
-        labelled, test = sources.digits()
+        labelled, test = datasets.digits()
     else:
-        labelled, test = sources.mnist(main_root() / sources.RAW_FOLDER)
+        labelled, test = datasets.mnist(main_root() / RAW_FOLDER)
     train, valid = split_train_valid(labelled, params.data.train_ratio, params.data.split_seed)
 
     summary: dict[str, object] = {"dataset": params.data.dataset}

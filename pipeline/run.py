@@ -4,27 +4,27 @@
 
 It is `dvc repro` with five additions: where no MNIST mirror can be reached it runs the same pipeline
 on scikit-learn's digits, as an explicit parameter change that `git diff` shows; after it MLflow
-holds a run for the results also where DVC took them from its cache (`pipeline.sync`); lock files
+holds a run for the results also where DVC took them from its cache (`pipeline.tracking.sync`); lock files
 that a killed DVC left half written do not stop it; DVC's hints on git and remotes are left out; and it
 ends with what changed since the last commit and the `git add` for parameters, results and the pipeline's
 code.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import dvcfiles, provenance, sources, tracking
-from pipeline.dvc_locks import mend_torn_locks
-from pipeline.errors import PipelineError, run_command
-from pipeline.git import git
+from pipeline.autoencoder import datasets
+from pipeline.core import dvcfiles
+from pipeline.core.dvc_cli import dvc, mend_torn_locks
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.git import file_at, git
+from pipeline.core.repository import RAW_FOLDER, main_root
 from pipeline.params import Params, load_params
-from pipeline.progress import announce_dataset
-from pipeline.repository import main_root
-from pipeline.sync import sync
+from pipeline.tracking import provenance, store
+from pipeline.tracking.progress import announce_data
+from pipeline.tracking.sync import sync
 
 METRICS_PATH = Path("reports/evaluate.json")
 HEADLINES = {Path("reports/train.json"): ["valid.best_mse"], METRICS_PATH: ["test.mse", "test.psnr_db"]}
@@ -42,7 +42,7 @@ def main() -> None:
         dvc("exp", "run", "-S", "data.dataset=digits")
     else:
         dvc("repro")
-    if tracking.is_on():
+    if store.is_on():
         try:
             sync()
         except PipelineError as error:  # the results do not depend on a store
@@ -50,33 +50,14 @@ def main() -> None:
     params = load_params()
     print_results()
     print_changes(params)
-    announce_dataset(params)
+    announce_data(params)
 
 
 def mnist_is_out_of_reach() -> bool:
     """Whether prepare would have to download MNIST and no mirror so much as answers."""
-    if dvcfiles.is_up_to_date("prepare") or sources.is_cached(main_root() / sources.RAW_FOLDER):
+    if dvcfiles.is_up_to_date("prepare") or datasets.is_cached(main_root() / RAW_FOLDER):
         return False
-    return sources.reachable_mirror() is None
-
-
-def dvc(*arguments: str) -> None:
-    """Run DVC with this Python, without its hints on git and remotes.
-
-    Raises:
-        PipelineError: DVC failed; it has said why.
-    """
-    # By its path and -P: neither this folder's modules nor the working folder's come before installed ones.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("dvc_without_hints.py")), *arguments]
-    status = subprocess.run(command, env=environment_of_stages()).returncode
-    if status != 0:
-        raise PipelineError(f"`dvc {' '.join(arguments)}` failed; see the error above")
-
-
-def environment_of_stages() -> dict[str, str]:
-    """This process's environment with this Python's folder first in PATH, for `python` is the stages' command."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return datasets.reachable_mirror() is None
 
 
 def print_results() -> None:
@@ -102,7 +83,7 @@ def print_changes(params: Params) -> None:
     changes: list[tuple[str, Any, Any]] = [(name, committed.get(name), value) for name, value in params.flat().items()]
     for path, names in HEADLINES.items():
         try:
-            old = json.loads(provenance.file_at("HEAD", f"./{path}") or "{}")
+            old = json.loads(file_at("HEAD", f"./{path}") or "{}")
         except ValueError:  # committed with a merge's conflicts, say
             old = {}
         new = json.loads(path.read_text())

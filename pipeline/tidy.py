@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline.checkpoint import FOLDER as CHECKPOINTS
-from pipeline.errors import run_command
-from pipeline.journal import FOLDER, journals
-from pipeline.repository import main_root
-from pipeline.store import is_server, local_path, open_store, tracking_uri
+from pipeline.core.errors import run_command
+from pipeline.core.repository import CHECKPOINTS, main_root
+from pipeline.tracking.journal import FOLDER, journals
+from pipeline.tracking.store import is_server, local_path, open_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,5 +1,6 @@
 """Fixtures: an empty working folder, a mirror on loopback, one whole pipeline run that tests share."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -8,18 +9,20 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import tracking
+from pipeline.tracking import delivery
 from tests.helpers import copy_project, git, run, small_params, write_params, write_results
 from tests.mirror import Mirror
 
 
 def pytest_configure() -> None:
-    """Signals do what they do by default, in the tests and in what they start.
+    """Signals do what they do by default, in the tests and in what they start; so does make.
 
     A shell ignores SIGINT for what it runs in the background, and `nohup` SIGHUP.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs them: they run make themselves
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
@@ -58,8 +61,8 @@ def results(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path
     folder = tmp_path / "repository"
     write_results(folder, small_params())
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tracking, "start_delivery", lambda _: None)
-    monkeypatch.setattr(tracking, "wait_for_delivery", lambda *_: None)
+    monkeypatch.setattr(delivery, "start_delivery", lambda _: None)
+    monkeypatch.setattr(delivery, "wait_for_delivery", lambda *_: None)
     return folder
 
 

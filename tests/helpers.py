@@ -20,10 +20,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline import train
-from pipeline.data import Split
-from pipeline.model import Architecture, AutoEncoder, save_model
+from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
+from pipeline.autoencoder.splits import Split
+from pipeline.autoencoder.trainer import Callback
+from pipeline.experiment import NAME
 from pipeline.params import Params
-from pipeline.store import DEFAULT_EXPERIMENT
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +47,13 @@ def small_params(**changes: Any) -> Params:
         section, key = name.split("__")
         values[section][key] = value
     return Params.model_validate(values)
+
+
+class Calls(Callback):
+    """A callback of the training loop made of functions: `Calls(on_epoch=…)`."""
+
+    def __init__(self, **functions: Callable[..., object]):
+        vars(self).update(functions)
 
 
 def random_split(n: int, seed: int = 0) -> Split:
@@ -73,7 +81,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 def save_every_epoch(folder: Path) -> None:
     """Make a copy of the project save a checkpoint after every epoch, not after some seconds."""
-    module = folder / "pipeline/checkpoint.py"
+    module = folder / "pipeline/autoencoder/checkpoint.py"
     text = module.read_text()
     assert "SECONDS_BETWEEN = 10.0" in text
     module.write_text(text.replace("SECONDS_BETWEEN = 10.0", "SECONDS_BETWEEN = 0.0"))
@@ -156,7 +164,7 @@ def rows(project: Path) -> list[Run]:
 def stored(uri: str) -> list[Run]:
     """All runs of a store, the newest first."""
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    experiment = client.get_experiment_by_name(NAME)
     if experiment is None:
         return []
     return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))

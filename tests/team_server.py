@@ -18,8 +18,8 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from pipeline import postgres
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
+from pipeline.server import postgres
 from tests.helpers import PROJECT, environment, free_port, wait_until
 
 

@@ -21,9 +21,9 @@ from benchmarks import frameworks, quality, recipe, sweep, table, throughput
 from benchmarks.quality import EmulatedBfloat16
 from benchmarks.seed import REFERENCES, original_epoch, original_network, our_layers
 from benchmarks.time_to_quality import EXPERIMENTS
-from pipeline.model import Architecture, AutoEncoder
+from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.trainer import epoch_seed, fit
 from pipeline.params import load_params
-from pipeline.training import epoch_seed, fit
 from tests.helpers import PROJECT, random_split, small_params
 
 RESULTS = PROJECT / "reports/benchmarks"

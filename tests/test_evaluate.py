@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import baselines, evaluate, figures, pca_probes, prepare, train
-from pipeline.data import load_split, save_split
-from pipeline.errors import PipelineError
-from pipeline.model import Architecture, AutoEncoder, load_model
-from pipeline.pca import load_pca
-from pipeline.probes import accuracies, effective_rank
-from pipeline.training import reconstruction_mse
+from pipeline import baselines, evaluate, pca_probes, prepare, train
+from pipeline.autoencoder import figures
+from pipeline.autoencoder.metrics import effective_rank, measure
+from pipeline.autoencoder.model import Architecture, AutoEncoder, load_model
+from pipeline.autoencoder.pca import load_pca
+from pipeline.autoencoder.probes import accuracies
+from pipeline.autoencoder.splits import load_split, save_split
+from pipeline.autoencoder.trainer import reconstruction_mse
+from pipeline.core.errors import PipelineError
 from tests.helpers import PROJECT, random_split, small_params, write_params
 
 
@@ -37,7 +39,7 @@ def run_stages(*stages: ModuleType) -> None:
 
 def test_measure_by_hand() -> None:
     """MSE, PSNR, ratio and the digits' MSEs are those computed by hand."""
-    metrics = evaluate.measure(np.array([0.01, 0.03, 0.05]), np.array([0, 0, 7]), 0.05, 0.07)
+    metrics = measure(np.array([0.01, 0.03, 0.05]), np.array([0, 0, 7]), 0.05, 0.07)
     assert metrics == {
         "mse": pytest.approx(0.03),
         "psnr_db": pytest.approx(15.2288, abs=1e-4),
@@ -50,7 +52,7 @@ def test_measure_by_hand() -> None:
 
 def test_no_ratio_to_a_pca_without_error() -> None:
     """Where PCA leaves no error beyond rounding there is no ratio to it."""
-    metrics = evaluate.measure(np.array([0.01]), np.array([0]), 1e-12, 0.07)
+    metrics = measure(np.array([0.01]), np.array([0]), 1e-12, 0.07)
     assert metrics["pca_mse"] == 1e-12
     assert "ratio_to_pca" not in metrics
 

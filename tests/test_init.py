@@ -14,7 +14,7 @@ def openmp_settings(**chosen: str) -> str:
     """What libgomp prints of its settings when a stage's imports load it."""
     variables = {name: value for name, value in environment().items() if name not in SETTINGS}
     done = subprocess.run(
-        [sys.executable, "-c", "import pipeline.training"],
+        [sys.executable, "-c", "import pipeline.autoencoder.trainer"],
         cwd=PROJECT,
         env=variables | {"OMP_DISPLAY_ENV": "VERBOSE"} | chosen,
         capture_output=True,

@@ -26,8 +26,10 @@ def would_run(project: Path) -> list[str]:
         ("params.yaml", "n_layers: 2", "n_layers: 3", ["train", "evaluate"]),
         ("params.yaml", "lr: 0.005", "lr: 0.01", ["train"]),
         ("params.yaml", "manifold_size: 5", "manifold_size: 6", ["evaluate"]),
-        ("pipeline/figures.py", '"""The figures', '"""Figures', ["evaluate"]),
-        ("pipeline/tracking.py", '"""One MLflow', '"""An MLflow', []),
+        ("pipeline/autoencoder/figures.py", '"""The figures', '"""Figures', ["evaluate"]),
+        ("pipeline/tracking/runs.py", '"""One MLflow', '"""An MLflow', []),
+        ("pipeline/core/errors.py", '"error: {error}"', '"the error: {error}"', []),
+        ("pipeline/autoencoder/trainer.py", '"""The training loop', '"""A training loop', ["train"]),
     ],
 )
 def test_a_change_reruns_what_reads_it(project: Path, file: str, old: str, new: str, stages: list[str]) -> None:
@@ -42,7 +44,11 @@ def test_a_new_parameter_of_evaluate_reruns_evaluate_alone(project: Path) -> Non
     with (
         edited(project / "params.yaml", "evaluate:\n", "evaluate:\n  dpi: 100\n"),
         edited(project / "pipeline/params.py", '    """What the figures show."""\n', "    dpi: int\n"),
-        edited(project / "pipeline/evaluate.py", "    k = model.", "    print(params.evaluate.dpi)\n    k = model."),
+        edited(
+            project / "pipeline/evaluate.py",
+            "        k = model.",
+            "        print(params.evaluate.dpi)\n        k = model.",
+        ),
     ):
         assert would_run(project) == ["evaluate"]
 

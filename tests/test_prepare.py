@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from pipeline import prepare
-from pipeline.data import Split, load_split
-from pipeline.errors import PipelineError
+from pipeline.autoencoder.splits import Split, load_split
+from pipeline.core.errors import PipelineError
 from tests.helpers import random_split, small_params, write_params
 
 

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from benchmarks.seed import REFERENCES
 from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
+from pipeline.experiment import NAME
 from pipeline.params import Params
-from pipeline.store import DEFAULT_EXPERIMENT
 from tests.helpers import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
@@ -245,21 +245,23 @@ def test_every_guarantee_of_the_tracking_has_its_test() -> None:
         tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
         assert tests or "| the same |" in row, row
         for file, name in tests:
-            assert f"def {name}(" in (PROJECT / "tests" / file).read_text(), name
+            (path,) = (PROJECT / "tests").rglob(file)
+            assert f"def {name}(" in path.read_text(), name
 
 
 def test_files_named_in_the_tree_exist() -> None:
-    """The annotated tree names every module of the pipeline and nothing that is not there."""
+    """The annotated tree names every folder of the pipeline and every file at its top, and nothing else."""
     (tree,) = blocks("")
-    named = set(re.findall(r"\b(\w+\.py)\b", tree))
-    assert named == {path.name for path in (PROJECT / "pipeline").glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"\b(\w+\.py)\b", tree)) | set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
+    there = {path.name for path in (PROJECT / "pipeline").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert named == there - {"__init__.py", "__pycache__"}
     for top in re.findall(r"^(\w[\w.]*/?)  ", tree, re.MULTILINE):
         assert (PROJECT / top).exists(), top
 
 
 def test_error_messages_are_the_codes_own() -> None:
     """Every message in the table of failures is one that the code can print."""
-    code = "".join(path.read_text() for path in (PROJECT / "pipeline").glob("*.py"))
+    code = "".join(path.read_text() for path in (PROJECT / "pipeline").rglob("*.py"))
     for message in [row[0] for row in table_rows("When something fails")]:
         for part in re.split(r"…|` or `|`|5000", message):
             assert part.strip().replace("params.yaml", "{path}") in code, part
@@ -277,7 +279,7 @@ def test_the_python_examples_run(project: Path, tmp_path: Path) -> None:
     for path in project.glob("mlflow.db*"):
         shutil.copy(path, tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+    experiment = client.get_experiment_by_name(NAME)
     assert experiment is not None
     client.set_terminated(client.create_run(experiment.experiment_id).info.run_id, "KILLED")
     (tmp_path / "example.py").write_text(

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import checkpoint, delivery, dvcfiles
-from pipeline.checkpoint import FOLDER
-from pipeline.dvc_locks import mend_torn_locks
-from pipeline.journal import journals
+from pipeline.autoencoder import checkpoint
+from pipeline.core import dvcfiles
+from pipeline.core.dvc_cli import mend_torn_locks
+from pipeline.core.repository import CHECKPOINTS
+from pipeline.tracking import delivery
+from pipeline.tracking.journal import journals
 from tests.helpers import (
     copy_project,
     environment,
@@ -138,7 +140,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     def has(suffix: str) -> bool:
         """Whether this training has written a checkpoint, or has one half written."""
         try:
-            return any(path.stat().st_mtime > started for path in (here / FOLDER).glob(f"*.{suffix}"))
+            return any(path.stat().st_mtime > started for path in (here / CHECKPOINTS).glob(f"*.{suffix}"))
         except FileNotFoundError:  # renamed a moment ago
             return False
 
@@ -177,8 +179,8 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
 def saved_epochs(here: Path) -> int:
     """The number of epochs in the checkpoint; 0 where there is none but that of a training which dvc.lock has."""
     recorded = (here / "dvc.lock").stat().st_mtime
-    finished = [path for path in (here / FOLDER).glob("*.finished") if path.stat().st_mtime > recorded]
-    for path in [*(here / FOLDER).glob("*.state"), *finished]:
+    finished = [path for path in (here / CHECKPOINTS).glob("*.finished") if path.stat().st_mtime > recorded]
+    for path in [*(here / CHECKPOINTS).glob("*.state"), *finished]:
         return len(checkpoint._unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :])[0].result.history)
     return 0
 
@@ -219,7 +221,7 @@ def test_a_training_that_goes_on_is_running_again(
         )
         wait_until(lambda: journals(here))
         if not is_last:
-            wait_until(lambda: list((here / FOLDER).glob("*.state")))
+            wait_until(lambda: list((here / CHECKPOINTS).glob("*.state")))
         (stage,) = working_in(here, "pipeline.train")
         stage.suspend()  # or it might end before delivery, which gives way to it, has made the row
         wait_until(lambda: rows(here) and rows(here)[0].info.status == "RUNNING")
@@ -261,7 +263,7 @@ def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes]
     here = prepared(tmp_path / "damaged")
     run(here, "dvc", "repro", "baselines")
     kill_once(here, "training", random.Random(1))
-    (saved,) = (here / FOLDER).glob("*.state")
+    (saved,) = (here / CHECKPOINTS).glob("*.state")
     content = bytearray(saved.read_bytes())
     content[len(content) // 2] ^= 4
     saved.write_bytes(content)
@@ -277,7 +279,7 @@ def committed(project: Path, tmp_path: Path) -> Path:
     here = shutil.copytree(project, tmp_path / "disk", symlinks=True)
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "results")
-    with (here / "pipeline/training.py").open("a") as file:
+    with (here / "pipeline/autoencoder/trainer.py").open("a") as file:
         file.write("# stale\n")
     return here
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.core.dvc_cli import dvc
+from pipeline.core.errors import PipelineError
 from pipeline.params import load_params
-from pipeline.run import dvc, print_changes
+from pipeline.run import print_changes
 from tests.helpers import PROJECT, copy_project, edited, git, run, small_params, write_params
 from tests.mirror import Mirror
 
@@ -74,12 +75,12 @@ def test_changed_code_belongs_into_the_commit_too(workspace: Path, capsys: pytes
     """The `git add` names the changed modules; where only last digits of results differ, it says so."""
     print_changes(load_params())
     assert capsys.readouterr().out == ""
-    history, module = Path("reports/history.csv"), Path("pipeline/pca.py")
+    history, module = Path("reports/history.csv"), Path("pipeline/autoencoder/pca.py")
     with edited(history, "epoch,", "epoch,,"), edited(module, '"""\n', '"""\n\n# changed'):
         print_changes(load_params())
     printed = capsys.readouterr().out
     assert "Changed since the last commit: no parameter and no headline metric" in printed
-    assert "git add params.yaml dvc.lock reports pipeline/pca.py\n" in printed
+    assert "git add params.yaml dvc.lock reports pipeline/autoencoder/pca.py\n" in printed
     with edited(Path("params.yaml"), "lr: 0.005", "lr: 0.01"):
         print_changes(load_params())
     assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]

@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
-from pipeline import delivery, tidy, tracking
-from pipeline.journal import Journal, journals
+from pipeline import tidy
+from pipeline.tracking import delivery, runs
+from pipeline.tracking.journal import Journal, journals
 from tests.helpers import small_params, stored
 
 
@@ -36,7 +37,7 @@ def test_deleted_runs_go_with_all_that_is_theirs(
 ) -> None:
     """Listed first; with --remove the row, its artifacts and its model are gone, and no other's."""
     for seed in (0, 1):
-        tracking.log_evaluation(small_params(train__seed=seed))
+        runs.log_evaluation(small_params(train__seed=seed))
     delivery.deliver_all(results)
     doomed, kept = stored(store)
     client = MlflowClient(store)
@@ -62,17 +63,17 @@ def test_what_is_still_used_of_a_deleted_run_stays(
     """A version in the model registry, with its run's id, by an address only or as a copy whose original is deleted,
     and a model that a run takes in."""
     for seed in range(5):
-        tracking.log_evaluation(small_params(train__seed=seed))
+        runs.log_evaluation(small_params(train__seed=seed))
     delivery.deliver_all(results)
     client = MlflowClient(store)
-    runs = stored(store)
+    logged = stored(store)
     addresses, ids = [], []
-    for run in runs:
+    for run in logged:
         assert run.outputs is not None
         ids.append(run.outputs.model_outputs[0].model_id)
         addresses.append(client.get_logged_model(ids[-1]).artifact_location)
     client.create_registered_model("registered")
-    client.create_model_version("registered", addresses[0], runs[0].info.run_id)
+    client.create_model_version("registered", addresses[0], logged[0].info.run_id)
     client.create_model_version("registered", addresses[1])
     other = client.create_run(client.create_experiment("other")).info.run_id
     client.log_inputs(other, models=[LoggedModelInput(ids[2])])
@@ -80,11 +81,11 @@ def test_what_is_still_used_of_a_deleted_run_stays(
     client.create_model_version("original", addresses[3])
     client.copy_model_version("models:/original/1", "copy")
     client.delete_registered_model("original")
-    for run in runs:
+    for run in logged:
         client.delete_run(run.info.run_id)
 
     said = tidy_up(monkeypatch, capsys, "--remove")
-    assert [run.info.run_id in said for run in runs] == [False, False, False, False, True]
+    assert [run.info.run_id in said for run in logged] == [False, False, False, False, True]
     assert [any(id_ in path.parts for path in stored_files(results)) for id_ in ids] == [True, True, True, True, False]
 
 
@@ -130,7 +131,7 @@ def test_journals_that_wait_are_never_touched(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only what a killed process had begun, and not what it may be writing at this moment."""
-    tracking.log_evaluation(small_params())
+    runs.log_evaluation(small_params())
     (waiting,) = journals(results)
     old, new = (Journal(waiting.folder.with_name(name)) for name in (".20200101-old", ".20200101-new"))
     for begun in (old, new):

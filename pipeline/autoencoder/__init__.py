@@ -1,0 +1,1 @@
+"""The experiment: data, network, training, metrics and figures. DVC watches this folder."""

@@ -1,0 +1,36 @@
+"""What the last bits of a training depend on beyond code, data and parameters: versions, processor, threads."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+# With these a user makes the libraries compute otherwise. `DNNL_…` is oneDNN's older name for `ONEDNN_…`.
+VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+CUDA_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
+PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """Names and values that tell two environments apart, those of this process on `device`, as in `cuda:0`."""
+    import torch
+
+    kind = torch.device(device).type
+    variables = VARIABLES + (CUDA_VARIABLES if kind == "cuda" else ())
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": kind,
+        "hardware": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        **{name: os.environ[name] for name in variables if name in os.environ},
+    }
+
+
+def cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

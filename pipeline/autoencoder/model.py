@@ -1,0 +1,106 @@
+"""The symmetric autoencoder: Linear → ReLU → BatchNorm1d or Dropout blocks, mirrored in the decoder."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import write_out
+
+if TYPE_CHECKING:
+    from pipeline.params import ModelParams
+
+INPUT_SIZE = 28 * 28
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that decides the network's shape. hidden_sizes are the encoder's, from the image inwards."""
+
+    bottleneck_size: int
+    hidden_sizes: tuple[int, ...]
+    regularizer: str
+    dropout_p: float
+
+    @classmethod
+    def from_params(cls, params: "ModelParams") -> "Architecture":
+        if params.hidden_sizes is not None:
+            hidden_sizes = tuple(params.hidden_sizes)
+        else:
+            assert params.n_layers is not None  # the validator lets exactly one of the two be null
+            hidden_sizes = linear_widths(params.bottleneck_size, params.n_layers)
+        return cls(params.bottleneck_size, hidden_sizes, params.regularizer, params.dropout_p)
+
+
+def linear_widths(bottleneck_size: int, n_layers: int) -> tuple[int, ...]:
+    """The n_layers − 1 hidden widths on a straight line from 784 to the bottleneck, both excluded."""
+    step = (INPUT_SIZE - bottleneck_size) / n_layers
+    return tuple(round(INPUT_SIZE - step * layer) for layer in range(1, n_layers))
+
+
+class AutoEncoder(nn.Module):
+    """Images to codes and back: [n, 784] floats in 0…1 → [n, bottleneck_size] → [n, 784].
+
+    The last layer of each half is plain, so codes are unbounded. Outputs are unbounded in training, where a
+    clipped pixel would have no gradient; in evaluation they are clipped to 0…1, nearer to any image.
+    """
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        self.architecture = architecture
+        widths = (INPUT_SIZE, *architecture.hidden_sizes, architecture.bottleneck_size)
+        self.encoder = self._half(widths)
+        self.decoder = self._half(widths[::-1])
+
+    def _half(self, widths: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths[:-1]):
+            batch_norm = self.architecture.regularizer == "batch_norm"
+            regularizer = nn.BatchNorm1d(width_out) if batch_norm else nn.Dropout(self.architecture.dropout_p)
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), regularizer]
+        return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[n, 784] → [n, bottleneck_size]"""
+        return self.encoder(pixels)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """[n, bottleneck_size] → [n, 784]"""
+        pixels = self.decoder(codes)
+        return pixels if self.training else pixels.clamp(0, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encode(pixels))
+
+
+def save_model(model: AutoEncoder, path: Path) -> None:
+    """Write weights and architecture to one safetensors file: no pickle, the same bytes every time."""
+    # One metadata key only: safetensors writes several in no fixed order.
+    metadata = {"architecture": json.dumps(asdict(model.architecture))}
+    write_out(path, save(model.state_dict(), metadata))
+
+
+def load_model(path: str | Path) -> AutoEncoder:
+    """Read a model that `save_model` wrote, on the CPU and in evaluation mode.
+
+    Raises:
+        PipelineError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing; `dvc repro train` makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads(file.metadata()["architecture"])
+        model = AutoEncoder(Architecture(**stored | {"hidden_sizes": tuple(stored["hidden_sizes"])}))
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError):
+        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro train` brings it back") from None
+    return model.eval()

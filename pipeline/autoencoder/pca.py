@@ -1,0 +1,67 @@
+"""Principal component analysis of the training images: the linear autoencoder to compare with."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from sklearn.decomposition import PCA
+
+from pipeline.autoencoder.splits import IMAGE_SHAPE
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import write_out
+
+
+@dataclass(frozen=True)
+class PcaModel:
+    """mean [784] and orthonormal components [c, 784], float32, the most important component first."""
+
+    mean: np.ndarray
+    components: np.ndarray
+
+    def encode(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
+        """[n, 784] → [n, n_components], or as many as there are."""
+        return (pixels - self.mean) @ self.components[:n_components].T
+
+    def reconstruct(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
+        """[n, 784] → [n, 784], through the first `n_components`; 0 of them give the mean image.
+
+        Clipped to 0…1, like the autoencoder's.
+        """
+        return (self.encode(pixels, n_components) @ self.components[:n_components] + self.mean).clip(0, 1)
+
+    def mse(self, pixels: np.ndarray, n_components: int) -> float:
+        """The reconstruction MSE of `pixels` [n, 784], the mean over images and pixels."""
+        return float(((self.reconstruct(pixels, n_components) - pixels) ** 2).mean(dtype=np.float64))
+
+
+def fit_pca(pixels: np.ndarray) -> PcaModel:
+    """All the components that `pixels` [n, 784] have: 784, or n if that is fewer."""
+    pca = PCA(svd_solver="covariance_eigh").fit(pixels.astype(np.float64))
+    return PcaModel(pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_, np.float32))
+
+
+def save_pca(pca: PcaModel, path: Path) -> None:
+    write_out(path, save({"mean": pca.mean, "components": pca.components}))
+
+
+def load_pca(path: Path) -> PcaModel:
+    """Read what `save_pca` wrote.
+
+    Raises:
+        PipelineError: the file is missing, damaged or holds something else.
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing; `dvc repro baselines` makes it")
+    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro baselines` brings it back")
+    try:
+        tensors = load_file(path)
+        pca = PcaModel(tensors["mean"], tensors["components"])
+    except (SafetensorError, KeyError, OSError):
+        raise damaged from None
+    shape = (math.prod(IMAGE_SHAPE),)
+    if not (pca.mean.shape == shape == pca.components.shape[1:] and pca.mean.dtype == pca.components.dtype == "f4"):
+        raise damaged
+    return pca

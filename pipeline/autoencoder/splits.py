@@ -1,0 +1,57 @@
+"""Prepared splits: uint8 images and labels in one safetensors file for each of train, valid and test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import write_out
+
+IMAGE_SHAPE = (28, 28)
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 [n, 28, 28], 0 is background and 255 ink; labels: uint8 [n], digits 0 to 9."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self) -> np.ndarray:
+        """The images as float32 [n, 784] in 0…1, what the model and the baselines see."""
+        return np.divide(self.images.reshape(len(self), -1), 255, dtype=np.float32)
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write a split; the same split gives the same bytes on every machine."""
+    write_out(path, save({"images": split.images, "labels": split.labels}))
+
+
+def load_split(path: Path) -> Split:
+    """Read a split that `save_split` wrote.
+
+    Raises:
+        PipelineError: the file is missing, damaged or holds something else.
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing; `dvc repro prepare` makes it")
+    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro prepare` brings it back")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        raise damaged from None
+    if tensors.keys() != {"images", "labels"}:
+        raise damaged
+    split = Split(tensors["images"], tensors["labels"])
+    n = split.images.shape[0] if split.images.ndim else 0
+    if n == 0 or split.images.shape != (n, *IMAGE_SHAPE) or split.labels.shape != (n,):
+        raise damaged
+    if split.images.dtype != np.uint8 or split.labels.dtype != np.uint8 or split.labels.max() > 9:
+        raise damaged
+    return split

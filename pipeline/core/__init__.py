@@ -1,0 +1,1 @@
+"""Files, git, DVC, processes and metrics.yaml. It computes nothing."""

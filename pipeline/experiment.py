@@ -1,0 +1,139 @@
+"""What the machinery knows of the experiment: a form that another experiment fills in with its own.
+
+`tracking`, `sweep` and `review` import this module. Neither they nor `server` and `core` import `autoencoder` or a
+stage. The functions import what they need when they are called: most commands do without torch.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from pipeline.params import Params
+
+# MLflow's experiment, and the name of the models in it.
+NAME = "mnist-autoencoder"
+MODEL_NAME = "autoencoder"
+# The stages of dvc.yaml that an MLflow run mirrors: TRAIN starts it, EVALUATE completes it.
+TRAIN, EVALUATE = "train", "evaluate"
+# What TRAIN writes: the weights, and a table with a line for each epoch.
+MODEL_PATH = "models/autoencoder.safetensors"
+HISTORY_PATH = "reports/history.csv"
+# What lies in this folder is data: a reproduction must make the same bytes, and with other data no metric compares.
+DATA_FOLDER = "data/prepared/"
+DATA_PARAMETER = "data.dataset"
+# Columns of HISTORY_PATH that a person sees while TRAIN runs, and what its examples are.
+BY_EPOCH = {"train_mse": "train MSE", "valid_mse": "valid MSE"}
+EXAMPLES = "images"
+# The review folds metrics whose names begin so, under this title.
+FOLDED = ("test.digit_mse.", "Single digits")
+# What `make sweep` runs, and what `make compare` puts on the x-axis, unless it is told otherwise.
+DEFAULT_GRID = ("model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2")
+DEFAULT_AXIS = "model.bottleneck_size"
+# What a parameter is called on an axis and in short, where its own name does not do.
+AXIS_LABELS = {"model.bottleneck_size": "bottleneck size k (latent dimensions)"}
+SYMBOLS = {"model.bottleneck_size": "k"}
+# What the metrics of the comparison's figure measure, and what its table has to explain.
+METRIC_LABEL = "MSE per pixel (pixels 0…1)"
+COMPARISON_NOTE = (
+    "The weights are those with the best validation MSE. PSNR, ratio and accuracies are of the test set. The "
+    "classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same size."
+)
+# What the runs of a comparison were measured on.
+TEST_PATH = "data/prepared/test.safetensors"
+
+
+def notice(params: "Params") -> str | None:
+    """What a run should say about its data, if anything."""
+    if params.data.dataset != "digits":
+        return None
+    return (
+        "note: this is scikit-learn's digits (1,797 small images), not MNIST; "
+        "to go back to MNIST: dvc exp run -S data.dataset=mnist"
+    )
+
+
+def measured_on(metric: str) -> str:
+    """The data that a metric of reports/*.json was measured on, `valid.best_mse` say; one of DATA_FOLDER's files."""
+    return f"{DATA_FOLDER}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
+
+
+def data_name(params: "Params") -> str:
+    """The data set's name."""
+    return params.data.dataset
+
+
+def data_title(name: str) -> str:
+    """A data set's name as figures show it."""
+    from pipeline.autoencoder.figures import DATASET_TITLES
+
+    return DATASET_TITLES.get(name, name)
+
+
+def run_name(params: "Params") -> dict[str, str]:
+    """What every run's name begins with, by the parameter that it tells; empty where that goes without saying."""
+    return {
+        "data.dataset": "" if params.data.dataset == "mnist" else params.data.dataset,
+        "model.bottleneck_size": f"k={params.model.bottleneck_size}",
+        "train.seed": f"seed={params.train.seed}",
+    }
+
+
+def environment(params: "Params", device: str) -> dict[str, str]:
+    """What decides a training's last bits beside parameters, data and code, and what `auto` chose."""
+    import torch
+
+    from pipeline.autoencoder.environment import fingerprint
+    from pipeline.autoencoder.trainer import resolve_precision
+
+    precision = str(resolve_precision(params.train.precision, torch.device(device)))
+    return fingerprint(device) | {"precision": precision.removeprefix("torch.")}
+
+
+def load_model(path: str) -> "nn.Module":
+    """The model that TRAIN wrote to MODEL_PATH, from a copy of that file."""
+    from pipeline.autoencoder.model import load_model
+
+    return load_model(path)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG.
+
+    Raises:
+        PipelineError: it cannot be written.
+    """
+    from pipeline.autoencoder.figures import save_figure
+
+    save_figure(figure, path)
+
+
+def draw_models(models: "dict[str, nn.Module]") -> "Figure":
+    """What `make compare` shows of a curve's models, {label: model}: here the first test image of each digit.
+
+    Raises:
+        PipelineError: TEST_PATH is missing or damaged.
+    """
+    import numpy as np
+    import torch
+
+    from pipeline.autoencoder.figures import reconstructions_by_model
+    from pipeline.autoencoder.splits import load_split
+
+    test = load_split(Path(TEST_PATH))
+    pixels = test.pixels()[[int(np.flatnonzero(test.labels == digit)[0]) for digit in range(10)]]
+    with torch.no_grad():
+        by_model = {label: model(torch.from_numpy(pixels)).numpy() for label, model in models.items()}
+    return reconstructions_by_model(pixels, by_model)
+
+
+def example_input() -> "np.ndarray":
+    """Something that the model takes; two examples, so that their number stays free."""
+    import numpy as np
+
+    from pipeline.autoencoder.model import INPUT_SIZE
+
+    return np.zeros((2, INPUT_SIZE), np.float32)

@@ -1,0 +1,1 @@
+"""`make review` and `make verify`: whether committed results may be believed."""

@@ -1,0 +1,1 @@
+"""`make server` and `make move-store`: a team's tracking server."""

@@ -1,0 +1,231 @@
+"""A tracking server for a team: MLflow on PostgreSQL, with the artifacts behind it.
+
+    python -m pipeline.server [--host 127.0.0.1] [--port 5000] [--folder .server] [--upgrade]
+
+Everything is in one folder: the database, the artifacts and PostgreSQL's log. With MLFLOW_AUTH_ADMIN_PASSWORD in the
+environment the server wants a name and a password from everyone, and the user `admin` has that one; beyond loopback it
+does not start without. docs/server.md tells more.
+"""
+
+import argparse
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from pipeline.core import processes
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.processes import check_port, wait_until_up
+from pipeline.core.repository import main_root
+from pipeline.server import postgres
+from pipeline.tracking import mlflow_app
+
+PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105
+ADMIN = "admin"
+SHORTEST_PASSWORD = 12
+# MLflow shipped it as its default once; a password that everyone knows is none.
+KNOWN_PASSWORD = "password1234"  # noqa: S105
+# While one answers, the other is there for the trainings that wait.
+WORKERS = 2
+STOP_SECONDS = 30
+RECORD = "mlflow.json"  # which process MLflow is
+AUTH_CONFIG = """\
+[mlflow]
+# Whoever has a name may add to every experiment; only its creator and the admin may delete from it.
+default_permission = EDIT
+admin_username = {admin}
+database_uri = {database_uri}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all of them")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--folder", type=Path, default=Path(".server"), help="under the repository, or absolute")
+    parser.add_argument("--upgrade", action="store_true", help="first bring the tables to this MLflow's version")
+    args = parser.parse_args()
+
+    # From here on no other process inherits it.
+    password = os.environ.pop(PASSWORD, None)
+    check_password(password, args.host)
+    folder = (main_root() / args.folder).resolve()
+    with suppress(KeyboardInterrupt), processes.sigterm_as_exit(), postgres.running(folder) as database:
+        stop_leftover(folder / RECORD)
+        check_port(args.host, args.port, "make server")
+        if args.upgrade:
+            upgrade(database.address(postgres.RUNS))
+        if password is not None:
+            set_admin_password(database.address(postgres.USERS), password)
+        with mlflow_server(args.host, args.port, folder, database, password is not None) as server:
+            wait_until_up(server, f"http://{to_connect_to(args.host)}:{args.port}/health")
+            tell(args.host, args.port, password is not None)
+            while database.process.poll() is None and server.poll() is None:
+                time.sleep(0.5)
+        which = "MLflow server" if database.process.poll() is None else "PostgreSQL"
+        raise PipelineError(f"the {which} ended; see the error above, or {folder}/postgres.log")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_password(password: str | None, host: str) -> None:
+    """Refuse to listen beyond loopback without a password, or with a bad one anywhere.
+
+    Raises:
+        PipelineError: there is none, or it is short or known.
+    """
+    rule = f"{PASSWORD} needs at least {SHORTEST_PASSWORD} characters"
+    if password is None and not is_loopback(host):
+        raise PipelineError(f"{host} is reachable from outside, so the server wants a password: {rule}")
+    if password is not None and (len(password) < SHORTEST_PASSWORD or password == KNOWN_PASSWORD):
+        raise PipelineError(f"{rule}, and not MLflow's old default")
+
+
+def upgrade(address: str) -> None:
+    """Bring the tables of an older MLflow to the present one's; MLflow's authentication does so itself.
+
+    Raises:
+        PipelineError: MLflow could not.
+    """
+    # The address holds no password that a command line would show.
+    if subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", address]).returncode != 0:
+        raise PipelineError("the database could not be upgraded; see the error above")
+
+
+def set_admin_password(address: str, password: str) -> None:
+    """Make the user `admin`, or give it this password: whoever starts the server decides on it.
+
+    Raises:
+        PipelineError: a package for it is missing.
+    """
+    try:
+        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+    except ImportError:
+        raise PipelineError("MLflow's authentication is not installed: make setup-cluster") from None
+    users = SqlAlchemyStore()
+    users.init_db(address)
+    if users.has_user(ADMIN):
+        users.update_user(ADMIN, password=password)
+    else:
+        users.create_user(ADMIN, password, is_admin=True)
+
+
+@contextmanager
+def mlflow_server(
+    host: str, port: int, folder: Path, database: postgres.Postgres, authentication: bool
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """`mlflow server` inside the block."""
+    artifacts, record = folder / "artifacts", folder / RECORD
+    artifacts.mkdir(mode=0o700, exist_ok=True)
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": database.address(postgres.RUNS),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    options = ["--host", host, "--port", str(port), "--workers", str(WORKERS)]
+    options += ["--artifacts-destination", str(artifacts)]
+    if authentication:
+        options += ["--app-name", "with-passwords"]
+        config = folder / "auth.ini"
+        config.write_text(AUTH_CONFIG.format(admin=ADMIN, database_uri=database.address(postgres.USERS)))
+        settings |= {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN}
+        settings["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)
+    else:
+        options += ["--app-name", "without-passwords"]
+    if not is_loopback(host):
+        settings = names_of_this_machine(host, port) | settings
+    with mlflow_app.python_path() as python_path:
+        # In a session of its own: Ctrl-C in a terminal would reach all processes at once.
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            env=os.environ | python_path | settings,
+            start_new_session=True,
+        )
+        try:
+            record.write_text(json.dumps(processes.identity(server.pid)))
+            yield server
+        finally:
+            stop(server)
+            record.unlink(missing_ok=True)
+
+
+def names_of_this_machine(host: str, port: int) -> dict[str, str]:
+    """MLflow's settings that let clients and browsers call the server by this machine's names and addresses.
+
+    It refuses other names than loopback's and private addresses, and the page's own requests from any
+    other. What the environment says, for a name that only a proxy knows, comes first.
+    """
+    found = [address.address.partition("%")[0] for of in psutil.net_if_addrs().values() for address in of]
+    names = [host, socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"]
+    for name in found:
+        with suppress(ValueError):  # the address of a network card
+            names.append(f"[{name}]" if ipaddress.ip_address(name).version == 6 else name)
+    names = list(dict.fromkeys(names))
+    settings = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*names, *(f"{name}:{port}" for name in names)]),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
+    }
+    return {name: os.environ.get(name) or value for name, value in settings.items()}
+
+
+def stop_leftover(record: Path) -> None:
+    """End the MLflow server of a command that was killed without it."""
+    if not record.exists():
+        return
+    with suppress(ValueError, KeyError, psutil.NoSuchProcess):  # half written, or just gone
+        tags = json.loads(record.read_text())
+        if processes.is_gone(tags):
+            return
+        leader = psutil.Process(int(tags["process.pid"]))
+        left = {process: processes.identity(process.pid) for process in [leader, *leader.children(recursive=True)]}
+        for process in left:
+            process.kill()
+        while not all(map(processes.is_gone, left.values())):
+            time.sleep(0.05)  # until then they hold the port
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    """End it with all of its processes, by force where requests hang."""
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def to_connect_to(host: str) -> str:
+    """An address at which this machine reaches what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
+
+
+def tell(host: str, port: int, authentication: bool) -> None:
+    """How clients get there."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else to_connect_to(host)  # noqa: S104
+    print(f"\nMLflow is at http://{name}:{port}\nClients: export MLFLOW_TRACKING_URI=http://{name}:{port}")
+    if authentication:
+        print("and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the user `admin` has your password")
+    if not is_loopback(host):
+        print("Passwords go over the network as they are: put TLS before it (docs/server.md).")
+    print("Ctrl-C ends it.", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

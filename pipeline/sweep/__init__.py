@@ -1,0 +1,1 @@
+"""`make sweep` and `make compare`: many runs, and what they show together."""

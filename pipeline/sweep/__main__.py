@@ -1,0 +1,181 @@
+"""Run the pipeline for every point of a grid of parameters, several at once: as DVC experiments, or on Ray.
+
+    python -m pipeline.sweep [-S NAME=VALUE,VALUE …] [--jobs N] [--name NAME] [--engine ray [--address ADDRESS]]
+
+Without -S the grid is that of pipeline/experiment.py. A point is known by its parameters and the code: one
+that is done is not run again, and one that was stopped resumes from its checkpoint, so the same command resumes
+an interrupted sweep. The sweep copies the workspace before it names its points, and runs them in such copies: an edit
+after the start changes nothing. Exit code 1: some points failed; the others were run all the same.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from pipeline import experiment
+from pipeline.core import dvcfiles, processes
+from pipeline.core.dvc_cli import dvc, mend_torn_locks
+from pipeline.core.errors import BUG, PipelineError, run_command
+from pipeline.core.metrics import load_metrics, with_role
+from pipeline.core.repository import main_root
+from pipeline.sweep import dvc_engine, ray_engine
+from pipeline.sweep.grid import LOGS, Point, default_name, make_points, parse_grid, shared_stages
+from pipeline.tracking import fingerprints, store
+from pipeline.tracking.journal import one_line
+from pipeline.tracking.store import open_store
+from pipeline.tracking.sync import sync
+from pipeline.tracking.tags import tag_row
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        metavar="NAME=VALUES",
+        help=f"a parameter and its values; may be given several times (default: {' '.join(experiment.DEFAULT_GRID)})",
+    )
+    parser.add_argument("--jobs", type=int, help="points that run at once (default: cores / train.threads)")
+    parser.add_argument("--name", help="what the runs' MLflow tag `sweep` says (default: the parameters of the grid)")
+    parser.add_argument("--engine", choices=["dvc", "ray"], default="dvc", help="what runs the points")
+    parser.add_argument("--address", help="of a Ray cluster (default: Ray on this machine alone)")
+    arguments = parser.parse_args()
+    if Path.cwd().resolve() != main_root():
+        raise PipelineError(f"run this in the repository's root: cd {main_root()}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise PipelineError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    if arguments.address and arguments.engine != "ray":
+        raise PipelineError("--address is that of a Ray cluster: --engine ray")
+    grid = parse_grid(arguments.set_param or [*experiment.DEFAULT_GRID])
+    name = arguments.name or default_name(grid)
+    if "|" in name:
+        raise PipelineError(f"--name must not contain |, which separates the names of a run's sweeps; got {name!r}")
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(LOGS / "lock", timeout=0), processes.sigterm_as_exit():
+            mend_torn_locks(Path())
+            with dvc_engine.copies(main_root(), 1) as (snapshot,):
+                with chdir(snapshot):
+                    points = make_points(grid)
+                    for role in ("select", "report"):
+                        with_role(role, load_metrics())  # else the first point that ends would stop the others
+                if arguments.engine == "ray":
+                    failed = sweep_on_ray(points, snapshot, arguments.jobs, name, arguments.address)
+                else:
+                    failed = sweep(points, snapshot, arguments.jobs or dvc_engine.default_jobs(points), name)
+    except Timeout:
+        raise PipelineError("another sweep is running in this repository") from None
+    if failed:
+        print("\nfailed:", *(f"  {point.name}: {point.log}" for point in failed), sep="\n", file=sys.stderr)
+        sys.exit(1)
+
+
+def sweep(points: list[Point], snapshot: Path, jobs: int, name: str) -> list[Point]:
+    """Run what is not done yet as DVC experiments, and tag the runs of all that is; the points that failed."""
+    done = dvc_engine.finished(points)
+    waiting = [point for point in points if point.experiment not in done]
+    announce(points, waiting, name, f"{jobs} at once")
+    prepare(waiting, snapshot)
+    if store.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
+        attempt(sync)  # DVC will not run the workspace's own point again
+    try:
+        with dvc_engine.copies(snapshot, min(jobs, len(waiting)) - 1) as others:
+            return dvc_engine.run_points(waiting, [snapshot, *others], n_points=len(points))
+    finally:
+        if store.is_on():
+            attempt(lambda: tag_rows(points, name))
+
+
+def sweep_on_ray(points: list[Point], snapshot: Path, jobs: int | None, name: str, address: str | None) -> list[Point]:
+    """`sweep`, with Ray: the points that failed."""
+    ray_engine.check(points, address)
+    client, experiment_id = open_store()
+    ray_engine.settle(client, experiment_id, points)
+    done = ray_engine.finished(client, experiment_id, points)
+    waiting = [point for point in points if point.experiment not in done]
+    announce(points, waiting, name, f"on Ray at {address or 'this machine'}")
+    prepare(waiting, snapshot)
+    try:
+        if not waiting:
+            return []
+        return ray_engine.run_points(client, experiment_id, waiting, snapshot, jobs, address, n_points=len(points))
+    finally:
+        attempt(lambda: conclude(client, experiment_id, points, name))
+
+
+def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], name: str) -> None:
+    """After points ran on Ray: one finished row for each, with the sweep's name, and how to get the best one."""
+    ray_engine.settle(client, experiment_id, points)
+    rows = ray_engine.finished(client, experiment_id, points)
+    for row in rows.values():
+        tag_row(client, row, name)
+    if (best := ray_engine.best(points, rows)) is not None:
+        name, metric = with_role("select", load_metrics())
+        command = ray_engine.command_for(best)
+        print(f"the best {metric.label or name} has {best.name}; to bring it here: {command}")
+
+
+def prepare(points: list[Point], snapshot: Path) -> None:
+    """Run once what all points share: for them in the snapshot, and in the workspace for `make compare`.
+
+    Raises:
+        PipelineError: it fails in the snapshot.
+    """
+    with chdir(snapshot):
+        shared = shared_stages(points) if points else []
+    if shared:
+        dvc("repro", *shared, folder=snapshot, quiet=True)
+        attempt(lambda: dvc("repro", *shared, folder=main_root(), quiet=True))
+
+
+def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:
+    n_done = len(points) - len(waiting)
+    print(f"sweep {name!r}: {len(points)} points, {n_done} done, {len(waiting)} to run, {how}", flush=True)
+
+
+def attempt(call: Callable[[], object]) -> None:
+    """The results do not depend on a store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        call()
+    except (PipelineError, MlflowException) as error:
+        print(f"warning: {one_line(error)}", file=sys.stderr)
+
+
+def tag_rows(points: list[Point], name: str) -> None:
+    """This sweep's name in the tag `sweep` of the MLflow rows of all points that are done, whoever ran them."""
+    client, experiment_id = open_store()
+    missing = []
+    commits = dvc_engine.finished(points)
+    for point in points:
+        if point.experiment not in commits:
+            continue
+        outs = dvcfiles.outs_at(commits[point.experiment], experiment.TRAIN)
+        row = store.find_training(client, experiment_id, fingerprints.fingerprint(point.params, outs))
+        if row is None:
+            missing.append(point.name)
+        else:
+            tag_row(client, row, name)
+    if missing:
+        print(
+            f"note: the MLflow store has no row of {', '.join(missing)}. Where an outage kept it back, `make sync` "
+            "delivers it and the same sweep again tags it; else `dvc exp apply NAME` and `make sync` make one"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main, exit_code_of_a_bug=BUG)

@@ -1,0 +1,234 @@
+"""Compare runs by one parameter: mean ± std over seeds, next to reference lines, as a table and figures.
+
+    python -m pipeline.sweep.compare [--by PARAMETER] [--sweep NAME] [--redraw]
+
+Reads MLflow's store and writes reports/compare/: runs.csv with a line for every run that is used, table.csv and
+table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes the table and
+test_mse.png from runs.csv, without a store. A curve's runs differ only in the parameter, the seed and `evaluate`: they
+share the code of the stages, the other parameters, `data` among them, and what they ran on (processor, torch, threads,
+the precision that `auto` chose). Excluded runs are listed.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+from pipeline import experiment
+from pipeline.core.dvcfiles import md5s
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.files import write_out
+from pipeline.core.metrics import Metric, load_metrics, with_role
+from pipeline.params import load_params, short
+from pipeline.sweep.curves import (
+    FOLDER,
+    MAIN,
+    RUNS_PATH,
+    SEED,
+    Curve,
+    compared,
+    find_runs,
+    load_runs,
+    show,
+    split_into_curves,
+    summarise,
+)
+from pipeline.tracking.store import open_store
+
+TABLE_PATH = FOLDER / "table.csv"
+MARKDOWN_PATH = FOLDER / "table.md"
+FIGURE_PATH = FOLDER / "test_mse.png"
+RECONSTRUCTIONS_PATH = FOLDER / "reconstructions.png"
+COLORS = matplotlib.color_sequences["petroff10"]
+MARKERS = "osD^v"
+LINE_STYLES = (".--", ":", "-.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--by", default=experiment.DEFAULT_AXIS, help="the parameter on the x-axis (default: %(default)s)"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--sweep", help="only runs of this sweep")
+    source.add_argument("--redraw", action="store_true", help=f"from {RUNS_PATH}, without a store")
+    arguments = parser.parse_args()
+
+    runs = load_runs(RUNS_PATH) if arguments.redraw else find_runs(arguments.sweep)
+    curves, left_out = split_into_curves(runs, arguments.by, load_params().flat())
+    for reason in left_out:
+        print(f"left out: {reason}")
+    if not arguments.redraw:
+        used = pd.concat([curve.runs for curve in curves])
+        write_out(RUNS_PATH, used.to_csv(index=False))
+        RECONSTRUCTIONS_PATH.unlink(missing_ok=True)  # of other runs, perhaps
+    table = summarise(curves, arguments.by)
+    # DVC's plots cannot draw a column with a dot in its name.
+    by_name = table.rename(columns={arguments.by: short(arguments.by)})
+    write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
+    write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
+    experiment.save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
+    if not arguments.redraw:
+        from mlflow.exceptions import MlflowException
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        try:
+            draw_models(curves[0], arguments.by)
+        except (PipelineError, MlflowException, OSError) as error:
+            print(f"no {RECONSTRUCTIONS_PATH}: {error}")
+    print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
+    print(MARKDOWN_PATH.read_text())
+
+
+def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
+    """Format the table for people, with what the runs were trained on."""
+    metrics = load_metrics()
+    (_, select), (_, report) = with_role("select", metrics), with_role("report", metrics)
+    ranked = select.sign() * table[select.column]
+    best = set(ranked.dropna().groupby(table["curve"]).idxmax())
+    labelled = [metric for metric in compared(metrics).values() if metric.label]
+    several = ["runs"] if len(curves) > 1 else []
+    headings = [*several, by, "seeds", *(str(metric.label) for metric in labelled)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for line, row in enumerate(table.to_dict("records")):
+        cells = [cell_of(row, metric, metrics) for metric in labelled]
+        if line in best:
+            place = labelled.index(select)
+            cells[place] = f"**{cells[place]}**"
+        label = [row["curve"]] if several else []
+        lines.append("| " + " | ".join([*label, show(row[by]), str(row["n_seeds"]), *cells]) + " |")
+    runs = pd.concat([curve.runs for curve in curves])
+    machines = runs[["hardware", "threads", "torch"]].drop_duplicates().dropna()
+    trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
+    notes = (
+        f"Mean ± sample standard deviation over training seeds, on {data_of(runs)}. Choose by the {select.label} (in "
+        f"bold: the best of each curve), and report the {report.label}. {experiment.COMPARISON_NOTE} "
+        f"Trained on {trained_on or 'unknown hardware'}."
+    )
+    references = [
+        f"{metric.note}: {values[0]:{metric.format}}"
+        for column, metric in compared(metrics).items()
+        if metric.note and len(values := table[column].dropna().unique()) == 1
+    ]
+    for curve in curves:
+        if curve.label not in (MAIN, curve.difference):
+            notes = f"`{curve.label}`: {curve.difference}.\n\n{notes}"
+    if references:
+        notes += f" For comparison, {'; '.join(references)}."
+    return "\n".join([*lines, "", notes]) + "\n"
+
+
+def cell_of(row: dict[Any, Any], metric: Metric, metrics: dict[str, Metric]) -> str:
+    """`0.033 ± 0.001`, with its unit and what is to be beside it; nothing where no run has the metric."""
+    if not (text := mean_and_std(row, metric)):
+        return ""
+    other = metrics[metric.beside] if metric.beside else None
+    beside = f" ({format_number(row[other.column], other.format)})" if other else ""
+    return text + (f" {metric.unit}" if metric.unit else "") + beside
+
+
+def mean_and_std(row: dict[Any, Any], metric: Metric) -> str:
+    std = format_number(row.get(f"{metric.column}_std"), metric.format)
+    return format_number(row[metric.column], metric.format) + (f" ± {std}" if std else "")
+
+
+def data_of(runs: pd.DataFrame) -> str:
+    """The titles of the data sets that runs were trained on."""
+    return ", ".join(map(experiment.data_title, runs[experiment.DATA_PARAMETER].unique()))
+
+
+def format_number(value: Any, form: str) -> str:
+    """The formatted number, or nothing where it is missing."""
+    return "" if pd.isna(value) else f"{value:{form}}"
+
+
+def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
+    """Plot the metric to choose by, and next to it the one to report, against `by`.
+
+    The axes are logarithmic where the values allow it. Reference lines are on the second panel.
+    """
+    metrics = load_metrics()
+    roles = [with_role(role, metrics)[1] for role in ("select", "report")]
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    values = table[by].drop_duplicates().tolist()
+    is_number = all(isinstance(value, int | float) for value in values)
+    places: Callable[[Any], Any] = (lambda value: value) if is_number else values.index
+    for ax, metric in zip(panels, roles, strict=True):
+        for number, (label, lines) in enumerate(table.groupby("curve", sort=False)):
+            differs = str(label).replace("; ", "\n")
+            ax.errorbar(
+                [places(value) for value in lines[by]],
+                lines[metric.column],
+                lines[f"{metric.column}_std"].fillna(0),
+                label=experiment.MODEL_NAME if number == 0 else f"{experiment.MODEL_NAME}, {differs}",
+                color=COLORS[number],
+                marker=MARKERS[number],
+                capsize=4,
+                linewidth=2,
+            )
+    valid, test = panels
+    references = {column: metric.line for column, metric in compared(metrics).items() if metric.line}
+    for (column, name), style in zip(references.items(), LINE_STYLES, strict=False):
+        if (table.groupby(by)[column].nunique() > 1).any():
+            continue  # the curves differ in it, and none of its values is that of all
+        lines = table.drop_duplicates(by).sort_values(by)
+        test.plot([places(value) for value in lines[by]], lines[column], style, color="0.35", label=name)
+    if (table[[str(metric.column) for metric in roles]] > 0).all(axis=None):
+        test.set_yscale("log")
+    test.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    test.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    test.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    if is_number and min(values) > 0 and max(values) >= 4 * min(values):
+        test.set_xscale("log", base=2)
+    test.set_xticks([places(value) for value in values], [show(value) for value in values])
+    test.xaxis.set_minor_locator(NullLocator())
+    valid.set_title("validation: choose by it", fontsize=12)
+    test.set_title("test: report it", fontsize=12)
+    valid.set_ylabel(experiment.METRIC_LABEL, fontsize=12)
+    figure.supxlabel(experiment.AXIS_LABELS.get(by, by), fontsize=12)
+    for ax in panels:
+        ax.tick_params(which="both", labelsize=11)
+        ax.grid(which="both", alpha=0.3)
+    test.legend(fontsize=10, loc="lower left")
+    runs = pd.concat([curve.runs for curve in curves])
+    least, most = int(table["n_seeds"].min()), int(table["n_seeds"].max())
+    span = f"{least}" if least == most else f"{least} to {most}"
+    seeds = "one training seed" if most == 1 else f"mean ± std of {span} training seeds"
+    figure.suptitle(f"{data_of(runs)}, {seeds}", fontsize=13)
+    return figure
+
+
+def draw_models(curve: Curve, by: str) -> None:
+    """Draw what the models of a curve make of the test data, one for each value of `by`, with the lowest seed.
+
+    Weights come from the store.
+
+    Raises:
+        PipelineError: the test data are not those that the runs were measured on, or the weights are not this code's.
+        MlflowException, OSError: the weights are not in the store.
+    """
+    client, _ = open_store()
+    chosen = curve.runs.sort_values(SEED).drop_duplicates(by).sort_values(by)
+    name = experiment.SYMBOLS.get(by, short(by))
+    models = {}
+    for run_id, value in zip(chosen["run"], chosen[by], strict=True):
+        inputs = client.get_run(run_id).inputs
+        entries = inputs.dataset_inputs if inputs else []
+        digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == "test"}
+        if not digests or digests != set(md5s([experiment.TEST_PATH]).values()):
+            raise PipelineError(f"{experiment.TEST_PATH} is not what the runs were measured on")
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run_id, experiment.MODEL_PATH, folder)
+            models[f"{name} = {show(value)}"] = experiment.load_model(path)
+    experiment.save_figure(experiment.draw_models(models), RECONSTRUCTIONS_PATH)
+
+
+if __name__ == "__main__":
+    run_command(main)

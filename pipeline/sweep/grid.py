@@ -1,0 +1,132 @@
+"""The points of a sweep: a grid of parameters, each point known by its parameters and the code."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline import experiment
+from pipeline.core import dvcfiles
+from pipeline.core.errors import PipelineError
+from pipeline.params import Params, load_params, parse_values, short
+from pipeline.tracking import fingerprints
+
+LOGS = Path(".dvc/tmp/sweep")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of the grid."""
+
+    changes: dict[str, Any]
+    params: Params
+    name: str
+    readable: str  # the name, as DVC allows it
+    digest: str  # of parameters and code: other grids name the same point otherwise
+    code: str  # the tag `code` of its MLflow run
+
+    @property
+    def experiment(self) -> str:
+        """The name of its DVC experiment."""
+        return f"{self.readable}-{self.digest}"
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{self.experiment}.log"
+
+    @property
+    def n_threads(self) -> int:
+        """All of this machine's cores with `train.threads: auto`."""
+        threads = self.params.train.threads
+        return (os.cpu_count() or 1) if threads == "auto" else threads
+
+    @property
+    def settings(self) -> list[str]:
+        """`dvc exp run`'s options for it."""
+        return [part for name, value in self.changes.items() for part in ("-S", f"{name}={json.dumps(value)}")]
+
+
+def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
+    """{'model.bottleneck_size': [2, 4], …} of `name=value,value` arguments, several of which may be in one.
+
+    Raises:
+        PipelineError: an argument is no `name=values`, or names one twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for argument in arguments:
+        for part in re.split(r"\s+(?=[\w.]+=)", argument.strip()):
+            name, equals, values = part.partition("=")
+            if not equals or not values:
+                raise PipelineError(f"-S wants a parameter and its values, as train.lr=0.001,0.005; got {part!r}")
+            if name in grid:
+                raise PipelineError(f"{name} is given twice; list its values with commas")
+            grid[name] = parse_values(values)
+    return grid
+
+
+def make_points(grid: dict[str, list[Any]]) -> list[Point]:
+    """The grid's points in the repository that is the working folder, with its other parameters and its code.
+
+    The first parameter varies fastest, so that whole curves appear early.
+
+    Raises:
+        PipelineError: a point has values that are not allowed.
+    """
+    code, code_tag = fingerprints.code_of_stages(), fingerprints.code_tag()
+    varied = [name for name in grid if len(grid[name]) > 1]
+    points: dict[str, Point] = {}
+    for reversed_values in itertools.product(*reversed(grid.values())):
+        changes = dict(zip(grid, reversed(reversed_values), strict=True))
+        params = load_params(changes=changes)
+        name = fingerprints.run_name(params, varied)
+        readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
+        point = Point(changes, params, name, readable, digest_of(params, code), code_tag)
+        points.setdefault(point.experiment, point)
+    return list(points.values())
+
+
+def shared_stages(points: list[Point]) -> list[str]:
+    """The stages whose outs are the same for all points, by the working folder's dvc.yaml: those before the training
+    that no parameter reaches in which a point differs from the workspace."""
+    of_a_point = dvcfiles.with_descendants({experiment.TRAIN})
+    return [stage for stage in dvcfiles.stages_without(changed_names(points)) if stage not in of_a_point]
+
+
+def changed_names(points: list[Point]) -> set[str]:
+    """The parameters that the grid sets, those with only one value too."""
+    return {name for point in points for name in point.changes}
+
+
+def default_name(grid: dict[str, list[Any]]) -> str:
+    """`bottleneck_size,seed`, with the value of a parameter that has only one."""
+    return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
+
+
+def digest_of(params: Params, code: dict[str, str]) -> str:
+    """The hash that a point is known by; `code` is {path: MD5} of the stages' Python files."""
+    content = json.dumps({"params": params.flat(), **dvcfiles.contents(code)}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def digest_in_lock(lock: dict[str, Any]) -> str | None:
+    """The hash of the point that a dvc.lock is of; None where it is not of one whole run, or of values not allowed."""
+    locked = lock.get("stages", {})
+    if dvcfiles.contradictions(locked):
+        return None
+    stages = locked.values()
+    params: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        for name, value in stage.get("params", {}).get("params.yaml", {}).items():
+            section, _, key = name.partition(".")
+            params.setdefault(section, {}).update({key: value} if key else value)
+    code = {dep["path"]: dep["md5"] for stage in stages for dep in stage.get("deps", []) if dep["path"].endswith(".py")}
+    try:
+        return digest_of(Params.model_validate(params), code)
+    except ValidationError:
+        return None

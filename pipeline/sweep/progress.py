@@ -1,0 +1,149 @@
+"""How far a sweep is: a line for each point that ends, and one that changes."""
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from pipeline import experiment
+from pipeline.core import dvcfiles
+from pipeline.core.files import numbers
+from pipeline.core.metrics import METRICS_PATH, Metric, in_mlflow, parse_metrics, with_role
+
+# The least time between two lines in a log, and between two changes of the line on a terminal.
+SECONDS_BETWEEN_SWEEP_LINES = 60.0
+SECONDS_BETWEEN_CHANGES = 0.5
+CLEAR_LINE = "\r\x1b[K"
+
+
+class PointResult(NamedTuple):
+    """A point's two numbers, and what they are called: the one that selects points, and the one to report."""
+
+    select: float
+    report: float
+    labels: tuple[str, str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, float], metrics: dict[str, Metric]) -> "PointResult":
+        """From a run's metrics by their names in MLflow."""
+        (select, first), (report, second) = with_role("select", metrics), with_role("report", metrics)
+        labels = (first.label or select, second.label or report)
+        return cls(values[in_mlflow(select)], values[in_mlflow(report)], labels)
+
+    @classmethod
+    def read(cls, text_of: Callable[[str], str]) -> "PointResult":
+        """From the texts of a repository's files, by their paths."""
+        stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
+        files = [path for stage in (experiment.TRAIN, experiment.EVALUATE) for path in dvcfiles.outs_of(stages[stage])]
+        values: dict[str, float] = {}
+        for path in files:
+            if path.endswith(".json"):
+                values |= numbers(json.loads(text_of(path)))
+        return cls.of(values, parse_metrics(text_of(METRICS_PATH).encode()))
+
+    def __str__(self) -> str:
+        return f"{self.labels[0]} {self.select:.4f} ({self.labels[1]} {self.report:.4f})"
+
+
+class Running(NamedTuple):
+    """A point that runs: its name, where its log is (or will be), and when it started on the monotonic clock."""
+
+    name: str
+    log: Path
+    started: float
+
+    def epochs(self) -> tuple[int, int]:
+        """(epochs done, epochs in all), as far as its log says; (0, 0) before the first."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 4096))
+                found = re.findall(rb"^epoch +(\d+)/(\d+): ", file.read(), re.MULTILINE)
+        except FileNotFoundError:
+            return 0, 0
+        return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
+@dataclass
+class SweepProgress:
+    """Prints how far a sweep is: a line for each point that ends, and one that changes. `jobs` points run at once."""
+
+    n_points: int
+    jobs: int
+    n_done: int = 0
+    n_failed: int = 0
+    seconds: list[float] = field(default_factory=list)
+    _next_line: float = 0.0
+
+    def show(self, running: Sequence[Running]) -> None:
+        """Print the running points with their epochs: on a terminal in one changing line, in a log a line a minute."""
+        if not running or time.monotonic() < self._next_line:
+            return
+        live = sys.stdout.isatty()
+        self._next_line = time.monotonic() + (SECONDS_BETWEEN_CHANGES if live else SECONDS_BETWEEN_SWEEP_LINES)
+        names = []
+        for point in running[:4]:
+            done, n_epochs = point.epochs()
+            names.append(f"{point.name} (epoch {done}/{n_epochs})" if n_epochs else point.name)
+        more = f" and {len(running) - 4} more" if len(running) > 4 else ""
+        logs = [str(point.log) for point in running if point.log.is_file()]
+        text = "; ".join(
+            [
+                f"{self.n_done} of {self.n_points} done",
+                f"running: {', '.join(names)}{more}",
+                *([f"failed: {self.n_failed}"] if self.n_failed else []),
+                *self._time_left(running),
+                *(f"log: {log}" for log in logs[:1]),
+            ]
+        )
+        if live:
+            print(f"{CLEAR_LINE}{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line that is not written over."""
+        print(f"{CLEAR_LINE if sys.stdout.isatty() else ''}{text}", flush=True)
+
+    def on_end(
+        self, name: str, result: PointResult | None, log: Path, seconds: float, running: Sequence[Running]
+    ) -> None:
+        """Print how a point ended and after how many seconds. `result` is None if it failed; its log says why."""
+        if result is None:
+            self.n_failed += 1
+        else:
+            self.n_done += 1
+        self.seconds.append(seconds)
+        what = f"FAILED, see {log}," if result is None else str(result)
+        parts = [f"{self.n_done} of {self.n_points} done", f"failed: {self.n_failed}", *self._time_left(running)]
+        self.say(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})")
+
+    def _time_left(self, running: Sequence[Running]) -> list[str]:
+        """After what points took so far, or by the epochs of those that run; empty before anything is known."""
+        parts = [done / n_epochs if n_epochs else 0.0 for done, n_epochs in (point.epochs() for point in running)]
+        now = time.monotonic()
+        whole = self.seconds or [
+            (now - point.started) / part for point, part in zip(running, parts, strict=True) if part
+        ]
+        if not whole:
+            return []
+        n_left = self.n_points - self.n_done - self.n_failed - sum(parts)
+        return [f"about {duration(n_left * sum(whole) / len(whole) / self.jobs)} left"]
+
+    def on_interruption(self) -> None:
+        if sys.stdout.isatty():
+            print(CLEAR_LINE, end="", flush=True)
+        print(f"stopped; {self.n_done} of {self.n_points} points are done; the same command resumes", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """As `42 s`, `3.5 min` or `2.1 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

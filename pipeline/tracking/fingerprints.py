@@ -1,0 +1,57 @@
+"""What a run is known by: hashes of its parameters, outs and code, and its name."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from pipeline import experiment
+from pipeline.core import dvcfiles
+from pipeline.params import short
+from pipeline.tracking import provenance
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+LONGEST_NAME = 100
+
+
+def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
+    """A hash of all parameters and of everything that training wrote: {path: MD5}, by default the workspace's."""
+    if outs is None:
+        outs = dvcfiles.md5s(dvcfiles.declared(experiment.TRAIN)["outs"])
+    return _hash({"params": params.flat(), "outs": outs})
+
+
+def evaluation_hash() -> str:
+    """A hash of everything that evaluation read and wrote."""
+    declared = dvcfiles.declared(experiment.EVALUATE)
+    return _hash(dvcfiles.contents(dvcfiles.md5s(declared["deps"] + declared["outs"])))
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def code_of_stages() -> dict[str, str]:
+    """{path: MD5} of every Python file that some stage depends on."""
+    deps = {path for stage in dvcfiles.all_stages() for path in dvcfiles.declared(stage)["deps"]}
+    return dvcfiles.md5s(sorted(path for path in deps if path.endswith(".py")))
+
+
+def code_tag() -> str:
+    """The tag `code` of a row made now: rows of other code do not compare."""
+    return _hash(dvcfiles.contents(code_of_stages()))[:16]
+
+
+def run_name(params: "Params", varied: Collection[str] = ()) -> str:
+    """A run's name: `experiment.run_name`, then the parameters `varied`, then those that differ from the commit.
+
+    It has at most LONGEST_NAME characters. MLFLOW_RUN_NAME in the environment replaces it.
+    """
+    values, committed = params.flat(), provenance.committed_params()
+    differing = [name for name, value in values.items() if committed.get(name, value) != value]
+    usual = experiment.run_name(params)
+    others = [name for name in dict.fromkeys([*varied, *differing]) if name not in usual]
+    text = " ".join(filter(None, [*usual.values(), *(f"{short(name)}={values[name]}" for name in others)]))
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"

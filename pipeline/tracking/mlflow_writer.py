@@ -1,0 +1,211 @@
+"""Send a journal's events to MLflow, and close the runs of processes that are gone."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import experiment
+from pipeline.core import processes
+from pipeline.core.errors import PipelineError
+from pipeline.tracking.journal import Event, Journal, one_line, runs_waited_for
+from pipeline.tracking.tags import JOURNAL_TAG, REPOSITORY_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.models import Model
+
+# How long a request may take that uploads a file.
+UPLOAD_SECONDS = 60
+# MLflow's own limit for one request.
+METRICS_IN_A_BATCH = 1000
+
+
+def import_for_the_model() -> None:
+    """Imports that take seconds, while the training goes on."""
+    import mlflow.pytorch  # noqa: F401
+
+    experiment.example_input()
+
+
+def batch_of(events: list[Event]) -> list[Event]:
+    """The events at the beginning that go in one request: metrics together, others alone."""
+    batch, n_metrics = [events[0]], len(events[0].get("values", ()))
+    for event in events[1:]:
+        n_metrics += len(event.get("values", ()))
+        alike = event["kind"] == batch[0]["kind"] == "metrics" and event.get("replay") == batch[0].get("replay")
+        if not alike or n_metrics > METRICS_IN_A_BATCH:
+            break
+        batch.append(event)
+    return batch
+
+
+def send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Event]) -> None:
+    event = batch[0]
+    if event["kind"] == "model":
+        _send_model(client, journal, run_id, event)
+        return
+    with journal.asking():
+        match event["kind"]:
+            case "start":
+                _send_start(client, journal, run_id, event)
+            case "metrics":
+                new = [event for event in batch if event.get("step", math.inf) > journal.state()["last_step"]]
+                _send_metrics(client, run_id, new)
+            case "tags":
+                for name, value in event["values"].items():
+                    client.set_tag(run_id, name, value)
+            case "inputs":
+                _send_inputs(client, run_id, event)
+            case "artifact":
+                with _time_to_upload():
+                    client.log_artifact(run_id, str(journal.folder / event["file"]), event["folder"] or None)
+            case "end":
+                client.set_terminated(run_id, event["status"], event["time"])
+            case unknown:
+                raise PipelineError(f"{journal.folder} was written by another version: it has events {unknown!r}")
+
+
+def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
+    from mlflow.entities import Param, RunTag
+
+    params = [Param(name, value) for name, value in event["params"].items()]
+    if journal.run() == journal.id:
+        client.log_batch(run_id, params=params)
+    else:
+        # The row of a training that was stopped goes on. It may have epochs after the last checkpoint.
+        tags = [RunTag(name, value) for name, value in event["tags"].items()]
+        client.log_batch(run_id, params=params, tags=tags)
+        client.update_run(run_id, "RUNNING")
+        journal.set_state(last_step=_last_step(client, run_id, journal))
+    close_runs_of_dead_processes(client, client.get_run(run_id), journal.folder.parents[1])
+
+
+def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
+    """The last epoch of which the run has the metrics; 0 where it has none."""
+    epochs = (event["values"] for event in journal.events() if "step" in event)
+    name = next((name for values in epochs for name in values), None)
+    points = client.get_metric_history(run_id, name) if name is not None else []
+    return max((point.step for point in points), default=0)
+
+
+def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Path) -> None:
+    """Set every other RUNNING run of this host to KILLED, at its last metric, if its process and its journal are gone.
+
+    A journal that exists, in the repository `root` or in the run's own, will tell by itself how the run ended.
+    """
+    for run in client.search_runs([newest.info.experiment_id], "attributes.status = 'RUNNING'"):
+        run_id, tags = run.info.run_id, run.data.tags
+        if run_id == newest.info.run_id or not processes.is_gone(tags):
+            continue
+        repositories = {root, Path(tags.get(REPOSITORY_TAG, root))}
+        if any(tags.get(JOURNAL_TAG) in runs_waited_for(repository) for repository in repositories):
+            continue
+        # Only now: a journal goes after it has delivered the end, so nobody can write another end from here on.
+        if client.get_run(run_id).info.status == "RUNNING":
+            points = (point for name in run.data.metrics for point in client.get_metric_history(run_id, name))
+            last_heard = max((point.timestamp for point in points), default=run.info.start_time)
+            client.set_terminated(run_id, "KILLED", last_heard)
+
+
+def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:
+    """Metrics that have a step by nature go as they are; others only if their value is a new one."""
+    from mlflow.entities import Metric
+
+    known = client.get_run(run_id).data.metrics if any("step" not in event for event in batch) else {}
+    metrics = [
+        Metric(name, value, event["time"], event.get("step", 0))
+        for event in batch
+        for name, value in event["values"].items()
+        if "step" in event or known.get(name) != value
+    ]
+    for first in range(0, len(metrics), METRICS_IN_A_BATCH):
+        client.log_batch(run_id, metrics[first : first + METRICS_IN_A_BATCH])
+
+
+def _send_inputs(client: "MlflowClient", run_id: str, event: Event) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(item["name"], item["digest"], "local", json.dumps({"uri": item["path"]})),
+                [InputTag("mlflow.data.context", item["context"])],
+            )
+            for item in event["data_sets"]
+        ],
+    )
+
+
+def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
+    """The model in MLflow's own format, exported rather than pickled, for load_model and the registry.
+
+    Weights that the present code cannot load (it was changed before they could be delivered) are left
+    out, with a tag that says so: nothing would ever bring them through.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model"
+        description = Model(run_id=run_id)
+        try:
+            _export(journal.folder / event["file"], path, description)
+        except Exception as error:
+            client.set_tag(run_id, "model.problem", one_line(error))
+            return
+        with journal.asking():
+            run = client.get_run(run_id)
+            found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+            logged = next(iter(found), None) or client.create_logged_model(
+                run.info.experiment_id, experiment.MODEL_NAME, run_id, params=run.data.params
+            )
+        description.model_id = logged.model_id
+        description.save(f"{path}/MLmodel")
+        with journal.asking(), _time_to_upload():
+            client.log_model_artifacts(logged.model_id, path)
+        with journal.asking():
+            client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+            outputs = run.outputs.model_outputs if run.outputs else []
+            if logged.model_id not in {output.model_id for output in outputs}:
+                client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _export(weights: Path, path: str, description: "Model") -> None:
+    """Write MLflow's format of a model to the folder `path`, which must not exist."""
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model, example = experiment.load_model(str(weights)).eval(), experiment.example_input()
+    with torch.no_grad():
+        answer = model(torch.from_numpy(example)).numpy()
+    given, returned = (Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, answer))
+    mlflow.pytorch.save_model(
+        model,
+        path,
+        mlflow_model=description,
+        signature=ModelSignature(given, returned),
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
+    )
+
+
+@contextmanager
+def _time_to_upload() -> Iterator[None]:
+    """A file needs longer than an answer does; nobody waits for it."""
+    before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(int(before), UPLOAD_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before

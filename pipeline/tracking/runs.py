@@ -1,0 +1,301 @@
+"""One MLflow row for each pipeline run: training opens it, evaluation completes it.
+
+The files under `models/` and `reports/` are the truth and MLflow mirrors them: numbers in JSON files
+become metrics (`test/mse`), the history becomes metrics by epoch, everything is an artifact. What happens
+is written into a journal on this machine, and `pipeline.tracking.delivery`, a process of its own, brings that to
+MLflow: no stage waits for a store, and no out depends on one.
+
+Evaluation finds the row by its fingerprint, a hash of all parameters and of what training wrote. A
+run id in a file would not do: DVC restores files from its cache, and runs cannot be restored.
+
+PIPELINE_TRACKING=0 in the environment switches all of it off.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipeline import experiment
+from pipeline.core import dvcfiles, processes
+from pipeline.core.files import numbers
+from pipeline.core.repository import main_root
+from pipeline.tracking import delivery, provenance, store
+from pipeline.tracking.fingerprints import code_tag, evaluation_hash, fingerprint, run_name
+from pipeline.tracking.journal import Event, Journal, journals, now_ms, one_line
+from pipeline.tracking.store import is_on
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A training that was stopped: its `TrainingRun.id` (None if it was not tracked), and its epochs so far."""
+
+    id: str | None
+    epochs: list[dict[str, float]]
+
+
+@contextmanager
+def training_run(params: "Params", device: str, continued: Continued | None = None) -> Iterator["TrainingRun"]:
+    """A row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
+
+    It is a new row, or that of the training that goes on. Rows of this host whose process was killed
+    without a word are set to KILLED.
+    """
+    run = TrainingRun(continued or Continued(None, []))
+    run.attempt(lambda: run.start(params, device))
+    try:
+        with processes.sigterm_as_exit():
+            yield run
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    run.end("FINISHED")
+
+
+class TrainingRun:
+    """Writes the journal of one training. Its methods never raise: the first trouble is told, once.
+
+    What cannot be written down (a full disk, say) leaves the row incomplete; it ends as FAILED then.
+    """
+
+    def __init__(self, continued: Continued) -> None:
+        self.id = continued.id  # of the row, in whatever store it is
+        self.journal: Journal | None = None
+        self._continued = continued
+        self._delivery: subprocess.Popen[bytes] | None = None
+        self._model: list[Event] = []
+        self._training_seconds = math.nan if continued.epochs else 0.0
+        self._n_examples = 0  # of the present epoch so far
+        self._incomplete = False
+        self._warned = False
+
+    def attempt(self, write: Callable[[], object]) -> None:
+        """Call `write`, unless tracking is off or something could not be written before."""
+        if not is_on() or self._incomplete:
+            return
+        try:
+            write()
+        except Exception as error:
+            self._incomplete = True
+            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            print(f"warning: {text}", file=sys.stderr)
+        self._warned = True
+
+    def start(self, params: "Params", device: str) -> None:
+        environment = experiment.environment(params, device)
+        tags = provenance.tags() | {f"env.{name}": value for name, value in environment.items()}
+        for earlier in journals(main_root()):
+            with suppress(FileNotFoundError):  # delivered a moment ago
+                if earlier.run() == self.id:
+                    earlier.close()
+        with Journal.create(main_root()) as journal:
+            run = self.id or journal.id
+            journal.append(_start(params, tags) | {"run": run})
+            for record in self._continued.epochs:
+                journal.append(_epoch(record, {}))
+            _append_diff(journal)
+            _append_inputs(journal, experiment.TRAIN, params)
+        self.id, self.journal = run, journal
+        self._delivery = delivery.start_delivery(journal)
+
+    def on_batch(self, n_examples: int) -> None:
+        self._n_examples += n_examples
+
+    def on_state(self, _: Any) -> None:
+        """A run mirrors what is written, and this is not."""
+
+    def on_epoch(self, record: Any, seconds: float) -> None:
+        """An epoch's record, a dataclass, and the seconds that its training steps took."""
+        speed = {f"{experiment.EXAMPLES}_per_second": self._n_examples / seconds}
+        self.log_epoch(asdict(record), epoch_seconds=seconds, **speed)
+        self._n_examples = 0
+
+    def log_epoch(self, record: dict[str, float], *, epoch_seconds: float, **timings: float) -> None:
+        """One epoch: the history's columns, and timings, which only MLflow keeps.
+
+        With their sum so far, which is no number once a training was stopped: what was lost is not known.
+        """
+        self._training_seconds += epoch_seconds
+        timings |= {"epoch_seconds": epoch_seconds, "training_seconds": self._training_seconds}
+        self.attempt(lambda: self._write_epoch(record, timings))
+
+    def _write_epoch(self, record: dict[str, float], timings: dict[str, float]) -> None:
+        assert self.journal is not None
+        self.journal.append(_epoch(record, timings))
+        if (problem := self.journal.problem()) is not None:
+            self._warn(f"MLflow cannot be reached; the run goes on, its journal keeps the rest ({problem[0]})")
+
+    def log_training_outputs(self, params: "Params") -> None:
+        """What training wrote, and the fingerprint by which evaluation finds the row.
+
+        If this training reproduced the bytes that were evaluated last, DVC will skip evaluate, so its
+        outs are mirrored here.
+        """
+        self.attempt(lambda: self._write_training_outputs(params))
+
+    def _write_training_outputs(self, params: "Params") -> None:
+        assert self.journal is not None
+        self._model = _append_training_outputs(self.journal, params)
+        if dvcfiles.is_up_to_date(experiment.EVALUATE):
+            _append_evaluation(self.journal, params)
+
+    def end(self, status: str) -> None:
+        """The row's status; then a moment for what is not delivered yet, MLflow's copy of the model aside.
+
+        That one takes seconds to make, beside the next stage.
+        """
+        if self.journal is None:
+            return
+        try:
+            n_events = len(self.journal.events()) + 1
+            status = "FAILED" if self._incomplete else status
+            self.journal.append({"kind": "end", "status": status}, *self._model)
+            if self._delivery is not None and (
+                why := delivery.wait_for_delivery(self.journal, self._delivery, n_events)
+            ):
+                self._warn(why)
+        except Exception as error:
+            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
+
+
+@contextmanager
+def evaluation_run(params: "Params") -> Iterator[None]:
+    """An evaluation inside the block, of which MLflow gets the outs after it, in the row of their training.
+
+    Nothing is delivered of one that raises.
+    """
+    prepared = delivery.prepare_delivery()
+    yield
+    log_evaluation(params, prepared)
+
+
+def log_evaluation(params: "Params", prepared: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Bring evaluate's outs to the row of the training that made the weights.
+
+    Where the store has no such row (another store, or DVC took the training from its cache), one is
+    made from the tracked files; it has no timings and carries the tag `replayed`. Never raises.
+
+    Args:
+        prepared: what `delivery.prepare_delivery` returned before the evaluation.
+    """
+    if not is_on():
+        return
+    try:
+        journal = write_evaluation(params)
+        process = delivery.hand_over(journal, prepared) or delivery.start_delivery(journal)
+        why = delivery.wait_for_delivery(journal, process, None)
+    except Exception as error:
+        why = f"this evaluation is not in MLflow: {one_line(error)}"
+    if why is not None:
+        print(f"warning: {why}", file=sys.stderr)
+
+
+def write_evaluation(params: "Params") -> Journal:
+    """A journal of all that the workspace holds of a run, of which delivery sends what the store lacks."""
+    with Journal.create(main_root()) as journal:
+        start = _start(params, provenance.tags() | {"replayed": "true"})
+        journal.append(start | {"fingerprint": fingerprint(params), "evaluation": evaluation_hash()})
+        for record in pd.read_csv(experiment.HISTORY_PATH).to_dict("records"):
+            journal.append(_epoch({str(name): value for name, value in record.items()}, {}) | {"replay": True})
+        _append_diff(journal, replay=True)
+        _append_inputs(journal, experiment.TRAIN, params, replay=True)
+        model = _append_training_outputs(journal, params, replay=True)
+        _append_evaluation(journal, params)
+        journal.append({"kind": "end", "status": "FINISHED", "replay": True}, *model)
+    return journal
+
+
+def _start(params: "Params", tags: dict[str, str]) -> Event:
+    """The first event: all parameters, and the row's name."""
+    owner = processes.identity()
+    return {
+        "kind": "start",
+        "store": store.store_name(store.tracking_uri(main_root()), main_root()),
+        "experiment": store.experiment_name(),
+        "name": os.environ.get("MLFLOW_RUN_NAME") or run_name(params),
+        "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
+        | owner
+        | {"code": code_tag()}
+        | tags,
+        "params": {name: str(value) for name, value in params.flat().items()},
+        "owner": owner,
+    }
+
+
+def _epoch(record: dict[str, float], timings: dict[str, float]) -> Event:
+    values = {epoch_metric(key): value for key, value in record.items() if key != "epoch"}
+    values |= {f"time/{key}": value for key, value in timings.items()}
+    return {"kind": "metrics", "values": values, "step": int(record["epoch"])}
+
+
+def epoch_metric(column: str) -> str:
+    """The metric of a column of the history: `valid/mse` of `valid_mse`, and `train/lr` of `lr`."""
+    split, _, name = column.partition("_")
+    return f"{split}/{name}" if split in ("train", "valid") and name else f"train/{column}"
+
+
+def _append_diff(journal: Journal, **replay: bool) -> None:
+    """The code that differs from the commit (`inputs/code.diff`), if some does."""
+    if diff := provenance.diff_of_code():
+        path = journal.folder / "code.diff"
+        path.write_text(diff)
+        journal.append_artifact(path, "inputs", **replay)
+
+
+def _append_training_outputs(journal: Journal, params: "Params", **replay: bool) -> list[Event]:
+    """All that training leaves but the model in MLflow's format, whose event is returned."""
+    journal.append_artifact(Path("params.yaml"), "", **replay)
+    _append_outs(journal, experiment.TRAIN, **replay)
+    model = experiment.MODEL_PATH
+    tags = {"fingerprint": fingerprint(params), "model.md5": dvcfiles.md5s([model])[model]}
+    journal.append({"kind": "tags", "values": tags} | replay)
+    return [{"kind": "model", "time": now_ms(), "file": journal.keep(Path(model))} | replay]
+
+
+def _append_evaluation(journal: Journal, params: "Params") -> None:
+    _append_outs(journal, experiment.EVALUATE)
+    _append_inputs(journal, experiment.EVALUATE, params)
+    # Last, for it says that the rest is there.
+    journal.append({"kind": "tags", "values": {"evaluation": evaluation_hash()}})
+
+
+def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:
+    """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics."""
+    for path in map(Path, dvcfiles.declared(stage)["outs"]):
+        journal.append_artifact(path, str(path.parent), **replay)
+        if path.suffix == ".json":
+            journal.append({"kind": "metrics", "values": numbers(json.loads(path.read_text()))} | replay)
+
+
+def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: bool) -> None:
+    """The hashes of what a stage reads (`inputs/<stage>.json`) and its data as MLflow data sets."""
+    hashes = dvcfiles.md5s(dvcfiles.declared(stage)["deps"])
+    listing = journal.folder / f"{stage}.json"
+    listing.write_text(json.dumps(hashes, indent=2) + "\n")
+    journal.append_artifact(listing, "inputs", **replay)
+    data = experiment.data_name(params)
+    data_sets = [
+        {
+            "name": f"{data}-{Path(path).stem}",
+            "digest": md5,
+            "path": path,
+            "context": Path(path).stem,
+        }
+        for path, md5 in hashes.items()
+        if path.startswith(experiment.DATA_FOLDER)
+    ]
+    journal.append({"kind": "inputs", "data_sets": data_sets} | replay)

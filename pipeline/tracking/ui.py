@@ -1,0 +1,113 @@
+"""Show the runs: start MLflow's UI on the project's store and open it on the table of runs.
+
+    python -m pipeline.tracking.ui [--port 5000]
+
+Prints that address last, and before it for each sweep the one of the charts of its runs. Only these addresses, with the
+token that they carry, open the pages: other users of the machine reach the port too.
+"""
+
+import argparse
+import os
+import secrets
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.processes import check_port, sigterm_as_exit, wait_until_up
+from pipeline.core.repository import main_root
+from pipeline.tracking import mlflow_app
+from pipeline.tracking.store import is_server, open_store, search_all, store_name, tracking_uri
+from pipeline.tracking.tags import sweeps_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+HOST = "127.0.0.1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=5000)
+    port = parser.parse_args().port
+
+    root = main_root()
+    uri = tracking_uri(root)
+    client, experiment_id = open_store()
+    pages = links(client, experiment_id)
+    if is_server(uri):
+        show(pages, store_name(uri, root) + "/")
+        return
+    check_port(HOST, port, "make ui")
+    token = secrets.token_urlsafe(12)
+    # One worker and no job runner: 2 processes instead of 13, and a third of the time to start.
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "with-token"]
+    options += ["--uvicorn-opts", "--log-level warning"]  # a line for each request would hide the addresses
+    with mlflow_app.python_path() as python_path, private_folder(root) as private:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            # The address may hold a password, which a command line would show to everyone on the machine.
+            env=os.environ
+            | python_path
+            | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_app.TOKEN: token},
+        )
+        try:
+            with sigterm_as_exit():
+                wait_until_up(server, f"http://{HOST}:{port}/health")
+                address = f"http://{HOST}:{port}/?token={token}"
+                print()
+                show(pages, address)
+                print("Ctrl-C ends it.", flush=True)
+                if sys.stdout.isatty():
+                    # A browser's command line would show the token to everyone on the machine.
+                    page = Path(private, "open.html")
+                    page.write_text(f'<meta http-equiv="refresh" content="0; url={address}{pages["MLflow"]}">')
+                    webbrowser.open(page.as_uri())
+                if server.wait() != 0:
+                    raise PipelineError("the MLflow server ended; see the error above")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def private_folder(root: Path) -> TemporaryDirectory[str]:
+    """A folder that only this user may enter, in the repository: a browser from a snap cannot see /tmp."""
+    parent = root / ".dvc/tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(prefix="mlflow-ui-", dir=parent)
+
+
+def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
+    """{what: the fragment of its address}: the charts of each sweep's runs, the oldest first, and the table of runs."""
+    # Without workflowType MLflow 3 opens an experiment in its view for language models, which is empty here.
+    table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    names: dict[str, None] = {}
+    for run in search_all(client, experiment_id, "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'"):
+        names |= dict.fromkeys(sweeps_of(run.data.tags))
+    charts = {
+        f"Sweep {name!r}": f"{table}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
+        for name in reversed(names)
+    }
+    # The empty filter takes the place of a sweep's, which the page remembers.
+    return charts | {"MLflow": f"{table}&searchFilter="}
+
+
+def condition(sweep: str) -> str:
+    """MLflow's filter for a sweep's runs: their tag has its name, perhaps with others'."""
+    quotation = '"' if "'" in sweep else "'"
+    return f"tags.sweep LIKE {quotation}%{sweep}%{quotation}"
+
+
+def show(pages: dict[str, str], address: str) -> None:
+    for what, page in pages.items():
+        print(f"{what} is at {address}{page}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,193 @@
+"""The figures: what is drawn, how it is labelled, and that its bytes are always the same."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.autoencoder import figures
+from tests.helpers import random_split
+
+CONTEXT = "MNIST test set, bottleneck size 2"
+TEST = random_split(120)
+GENERATOR = np.random.default_rng(0)
+
+
+def codes(k: int) -> np.ndarray:
+    return GENERATOR.normal(size=(len(TEST), k)).astype(np.float32)
+
+
+def decode(points: np.ndarray) -> np.ndarray:
+    """A stand-in decoder whose images differ from code to code."""
+    return (np.abs(points.sum(axis=1, keepdims=True)) * np.linspace(0, 1, 784)) % 1
+
+
+def draw(name: str, k: int = 2) -> Figure:
+    pixels, blurred, darker = TEST.pixels(), TEST.pixels() * 0.5, TEST.pixels() * 0.25
+    match name:
+        case "reconstructions":
+            return figures.reconstructions(CONTEXT, pixels, TEST.labels, blurred, darker)
+        case "worst":
+            return figures.worst(CONTEXT, pixels, TEST.labels, blurred)
+        case "latent":
+            return figures.latent_scatter(CONTEXT, codes(k), TEST.labels)
+        case "midpoints":
+            return figures.midpoints(CONTEXT, pixels, TEST.labels, codes(k), decode, n_pairs=6)
+        case _:
+            return figures.decoded_manifold(CONTEXT, codes(k), decode, size=5)
+
+
+def tiles(figure: Figure) -> np.ndarray:
+    """What each axes shows, as one array of images."""
+    return np.array([ax.get_images()[0].get_array() for ax in figure.axes])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"), [("reconstructions", 3, 10), ("worst", 2, 10), ("midpoints", 4, 6)]
+)
+def test_a_grid_has_its_tiles(name: str, rows: int, columns: int) -> None:
+    """One tile for each image, all different from blank, and a name for every row."""
+    figure = draw(name)
+    shown = tiles(figure)
+    assert shown.shape == (rows * columns, 28, 28)
+    assert (shown.std(axis=(1, 2)) > 0).all()
+    assert all(figure.axes[row * columns].get_ylabel() for row in range(rows))
+    assert CONTEXT in figure.get_suptitle()
+
+
+def test_reconstructions_show_one_image_of_each_digit() -> None:
+    """The captions are the ten digits, and the MSE of what stands above."""
+    figure = draw("reconstructions")
+    axes, shown = figure.axes, tiles(figure)
+    assert [ax.get_xlabel() for ax in axes[:10]] == [f"digit {digit}" for digit in range(10)]
+    first = TEST.pixels()[0]
+    for row, name, share in ((1, "autoencoder", 0.5), (2, "PCA of the\nsame size", 0.25)):
+        ax = axes[10 * row]
+        assert ax.get_ylabel() == name
+        np.testing.assert_allclose(shown[10 * row], share * first.reshape(28, 28), atol=1e-6)
+        assert ax.get_xlabel() == f"{((share * first - first) ** 2).mean():.3f}"
+
+
+def test_worst_shows_the_largest_errors_first() -> None:
+    """The ten captions are the ten largest errors of all, in order."""
+    errors = [float(ax.get_xlabel()) for ax in draw("worst").axes[10:]]
+    mse = np.sort(((TEST.pixels() * 0.5) ** 2).mean(axis=1))[::-1][:10]
+    assert errors == [round(float(value), 3) for value in mse]
+
+
+def test_midpoints_lie_half_way() -> None:
+    """The second row is the mean of the first and the last, pixel by pixel."""
+    first, pixel_mean, _, last = np.split(tiles(draw("midpoints")), 4)
+    np.testing.assert_allclose(pixel_mean, (first + last) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_scatter_names_ten_digits_and_both_axes(k: int) -> None:
+    """For every k: all points, ten legend entries, labelled axes."""
+    ax = draw("latent", k).axes[0]
+    assert sum(np.shape(points.get_offsets())[0] for points in ax.collections) == len(TEST)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [str(digit) for digit in range(10)]
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    assert ("principal component" in ax.get_xlabel()) == (k > 2)
+
+
+@pytest.mark.parametrize(("k", "rows"), [(1, 1), (2, 5), (5, 5)])
+def test_the_manifold_is_a_grid_of_images_in_latent_coordinates(k: int, rows: int) -> None:
+    """size × size tiles (one row for k=1), over the region of the codes, on labelled axes."""
+    ax = draw("manifold", k).axes[0]
+    image = ax.get_images()[0]
+    picture = image.get_array()
+    assert picture is not None
+    assert picture.shape == (rows * 28, 5 * 28)
+    assert picture.std() > 0
+    assert ax.get_xlabel()
+
+
+def test_the_manifold_covers_the_middle_98_per_cent_of_each_axis() -> None:
+    """An outlier on either axis does not widen the region, and the title names its share."""
+    points = np.random.default_rng(1).normal(size=(1000, 2))
+    points[0] = [50, -50]
+    figure = figures.decoded_manifold(CONTEXT, points, decode, 5)
+    expected = np.percentile(points, (1, 99), axis=0).T.ravel()
+    np.testing.assert_allclose(figure.axes[0].get_images()[0].get_extent(), expected)
+    assert "middle 98 % of the codes on each axis" in figure.get_suptitle()
+
+
+def test_the_manifold_is_the_right_way_up() -> None:
+    """A tile is the image decoded at its own coordinates: the second grows upwards, the first rightwards."""
+    corners = np.array([[x, y] for x in np.linspace(0, 1, 50) for y in np.linspace(0, 1, 50)])
+    figure = figures.decoded_manifold(CONTEXT, corners, lambda z: np.repeat(z[:, :1] * 0.8 + z[:, 1:] * 0.2, 784, 1), 4)
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert picture is not None
+    bottom_left, bottom_right, top_left = picture[-1, 0], picture[-1, -1], picture[0, 0]
+    assert bottom_left < top_left < bottom_right
+
+
+def test_cells_without_codes_are_faded() -> None:
+    """Where no test code lies the image has a fifth of its ink."""
+    diagonal = np.repeat(np.linspace(0, 1, 200)[:, None], 2, axis=1)
+    figure = figures.decoded_manifold(CONTEXT, diagonal, lambda z: np.ones((len(z), 784)), 4)
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert picture is not None
+    assert picture[-1, 0] == picture[0, -1] == 1  # on the diagonal
+    assert picture[0, 0] == picture[-1, -1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["reconstructions", "worst", "latent", "midpoints", "manifold"])
+def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """Neither a date nor a software version gets into the file, and the picture is not blank."""
+    global GENERATOR
+    for file in ("a.png", "b.png"):
+        GENERATOR = np.random.default_rng(0)
+        figures.save_figure(draw(name), tmp_path / file)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert b"Software" not in (tmp_path / "a.png").read_bytes()
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
+
+
+def test_a_clouds_name_stands_where_it_is_densest() -> None:
+    """Of two clusters of one digit the larger is named, not the empty middle between them."""
+    few, many = GENERATOR.normal([0, 0], 0.1, (30, 2)), GENERATOR.normal([5, 5], 0.1, (90, 2))
+    places = figures.label_places(np.vstack([few, many]), np.full(120, 7))
+    np.testing.assert_allclose(places[7], [5, 5], atol=0.5)
+
+
+def test_no_name_stands_at_a_lone_outlier() -> None:
+    """Not even where another digit's name has taken the cloud's middle."""
+    cloud = np.vstack([GENERATOR.normal(size=(300, 2)), [[600, 600]]])
+    places = figures.label_places(np.vstack([cloud, cloud]), np.repeat([3, 8], 301))
+    assert all(np.abs(place).max() < 3 for place in places.values())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_manifolds_title_fits(k: int) -> None:
+    """No line of the title is wider than the figure."""
+    figure = draw("manifold", k)
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    box = title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_names_of_clouds_do_not_overlap() -> None:
+    """Ten digits on one spot have their names beside each other."""
+    one_spot = np.tile(GENERATOR.normal(size=(200, 2)), (10, 1))
+    places = list(figures.label_places(one_spot, np.repeat(np.arange(10), 200)).values())
+    for index, place in enumerate(places):
+        assert all((np.abs(place - other) > 0.1).any() for other in places[:index])
+
+
+def test_the_codes_of_a_line_project_onto_themselves() -> None:
+    """Up to two dimensions codes are drawn as they are; above, the main plane leads back to codes."""
+    for k in (1, 2):
+        points = codes(k)
+        plane = figures.LatentPlane(points)
+        np.testing.assert_array_equal(plane.lift(plane.project(points)), points)
+    flat = codes(2) @ GENERATOR.normal(size=(2, 6)).astype(np.float32)
+    plane = figures.LatentPlane(flat)
+    np.testing.assert_allclose(plane.lift(plane.project(flat)), flat, atol=1e-4)

@@ -1,0 +1,54 @@
+"""Telling whether a process still lives, and leaving in good order when it is asked to go."""
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from pipeline.core import processes
+from tests.helpers import wait_until
+
+
+def test_who_is_gone() -> None:
+    """This process lives; another start, boot or pid is gone; another host's is not known."""
+    me = processes.identity()
+    assert not processes.is_gone(me)
+    assert processes.is_gone(me | {"process.started": "1"})
+    assert processes.is_gone(me | {"process.boot": "another"})
+    child = subprocess.Popen(["sleep", "60"])
+    described = processes.identity(child.pid)
+    assert not processes.is_gone(described)
+    child.kill()
+    wait_until(lambda: processes.is_gone(described))  # as soon as it is dead, though nobody has asked for its status
+    child.wait()
+    assert processes.is_gone(described)
+    assert not processes.is_gone(me | {"process.host": "elsewhere", "process.boot": "another"})
+    assert not processes.is_gone(me | {"process.machine": "a clone of this host", "process.boot": "another"})
+    assert not processes.is_gone(me | {"process.namespace": "pid:[1]", "process.pid": "999999"})
+    assert not processes.is_gone({})
+
+
+def test_setting_the_clock_makes_nobody_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time at which a process started is counted from the start of the machine."""
+    me = processes.identity()
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
+    assert not processes.is_gone(me)
+
+
+def test_sigterm_is_given_back() -> None:
+    """Outside the block SIGTERM means what it meant before."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped() -> None:
+        with processes.sigterm_as_exit():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit) as ended:
+        stopped()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

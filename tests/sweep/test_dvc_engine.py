@@ -1,0 +1,52 @@
+"""What runs a sweep's points as DVC experiments."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.core.git import experiments
+from pipeline.sweep import dvc_engine
+from pipeline.sweep.grid import make_points
+from pipeline.tracking import fingerprints
+from tests.helpers import git
+
+
+@pytest.mark.parametrize(
+    ("threads", "jobs"), [([1], 8), ([2], 4), ([3], 2), ([2, 3], 2), ([8], 1), ([16], 1), (["auto"], 1)]
+)
+def test_as_many_points_run_at_once_as_the_cores_allow(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, threads: list[int | str], jobs: int
+) -> None:
+    """Each with its threads, the largest number of all points; one where the cores are too few."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert dvc_engine.default_jobs(make_points({"train.threads": threads})) == jobs
+
+
+def test_an_experiment_counts_by_what_its_lock_holds(workspace: Path, tmp_path: Path) -> None:
+    """One with a point's name and another point's dvc.lock does not: the point is not done, a copy of the repository
+    without the experiment brings none, and one with the right experiment replaces it."""
+    (point,) = make_points({"train.seed": [5]})
+    head = git(workspace, "rev-parse", "HEAD").strip()
+    ref = f"refs/exps/{head[:2]}/{head[2:]}/{point.experiment}"
+    git(tmp_path, "clone", "-q", str(workspace), "copy")
+    copy = tmp_path / "copy"
+    git(workspace, "commit", "-q", "--allow-empty", "-m", "not of the point")
+    git(workspace, "update-ref", ref, "HEAD")
+    assert dvc_engine.finished([point]) == {}
+    assert dvc_engine.collect(point, copy) is None
+
+    code = [{"path": path, "md5": md5} for path, md5 in fingerprints.code_of_stages().items()]
+    lock = {"stages": {"all": {"deps": code, "params": {"params.yaml": point.params.model_dump()}}}}
+    (copy / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (copy / "reports/train.json").write_text('{"valid": {"best_mse": 0.25}}')
+    (copy / "reports/evaluate.json").write_text('{"test": {"mse": 0.5}}')
+    git(copy, "commit", "-q", "-a", "-m", "experiment")
+    git(copy, "update-ref", ref, "HEAD")
+    result = dvc_engine.collect(point, copy)
+    assert result is not None
+    assert (result.select, result.report) == (0.25, 0.5)
+    commit = git(copy, "rev-parse", "HEAD").strip()
+    assert dvc_engine.finished([point]) == {point.experiment: commit}
+    assert experiments() == {(head, point.experiment): commit}

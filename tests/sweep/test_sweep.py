@@ -1,0 +1,151 @@
+"""`make sweep`: a grid of DVC experiments, run for real on digits with a small network."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.git import experiments
+from pipeline.params import load_params
+from pipeline.sweep import __main__ as command
+from pipeline.sweep import dvc_engine
+from pipeline.sweep.grid import make_points
+from pipeline.tracking import tags
+from pipeline.tracking.store import open_store
+from tests.helpers import environment, git, rows, run, small_params, start, wait_until, write_params
+
+
+@pytest.mark.slow
+def test_points_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Path) -> None:
+    """Two at once, one that cannot run: it is listed with its log. Again: only that one is tried. Prepare runs once."""
+    grid = ["-S", "model.bottleneck_size=2,3", "-S", "train.seed=0,1", "-S", "train.device=cpu", "--jobs", "2"]
+    done = run(workspace, "pipeline.sweep", *grid)
+    assert "4 points, 0 done, 4 to run, 2 at once" in done.stdout
+    assert "4 of 4 done; failed: 0" in done.stdout
+    found = rows(workspace)
+    assert sorted(row.info.run_name for row in found) == [
+        f"digits k={k} seed={seed}" for k in (2, 3) for seed in (0, 1)
+    ]
+    assert {row.data.tags["sweep"] for row in found} == {"bottleneck_size,seed,device=cpu"}
+    assert all("test/mse" in row.data.metrics for row in found)
+    logs = [path.read_text() for path in (workspace / ".dvc/tmp/sweep").glob("*.log")]
+    assert len(logs) == 4
+    assert not any("Running stage 'prepare'" in log for log in logs)
+
+    more = ["-S", "model.bottleneck_size=2,3", "-S", "train.device=cuda:99,cpu", "--name", "second"]
+    again = run(workspace, "pipeline.sweep", *more, ok=False)
+    assert again.returncode == 1
+    assert "4 points, 2 done, 2 to run" in again.stdout
+    failed = [line.strip() for line in again.stderr.partition("failed:\n")[2].splitlines()]
+    assert [line.partition(": ")[0] for line in failed] == [f"digits k={k} seed=0 device=cuda:99" for k in (2, 3)]
+    assert "cuda:99 is not on this machine" in Path(failed[0].partition(": ")[2]).read_text()
+    assert len(rows(workspace)) == 4
+    tags = {row.info.run_name: row.data.tags["sweep"] for row in rows(workspace)}
+    assert tags["digits k=2 seed=0"] == "bottleneck_size,seed,device=cpu | second"
+    assert tags["digits k=2 seed=1"] == "bottleneck_size,seed,device=cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_goes_on(workspace: Path, number: signal.Signals) -> None:
+    """What ran is stopped, its row KILLED; the same command goes on in that row, runs the rest, and nothing twice."""
+    grid = ["-S", "train.seed=0,1 train.n_epochs=300", "--jobs", "1"]
+    process = start(workspace, "pipeline.sweep", *grid)
+    assert process.stdout is not None
+    start_line = next(line for line in process.stdout if line.startswith("0 of 2 done; running: digits k=2 seed=0"))
+    assert "log: .dvc/tmp/sweep/digits-k-2-seed-0-" in start_line  # before any point ended
+    first = next(line for line in process.stdout if line.startswith("digits k="))
+    assert first.startswith("digits k=2 seed=0 n_epochs=300: valid MSE")
+    wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert "points are done; the same command resumes" in err
+    assert "Traceback" not in out + err
+    n_done = 1 + out.count(": valid MSE")
+    wait_until(lambda: [row.info.status for row in rows(workspace)].count("KILLED") == 1)
+    assert not list((workspace / ".dvc/tmp/exps").iterdir())
+    again = run(workspace, "pipeline.sweep", *grid)
+    assert f"2 points, {n_done} done, {2 - n_done} to run" in again.stdout
+    finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
+    assert sorted(finished) == [f"digits k=2 seed={seed} n_epochs=300" for seed in (0, 1)]
+
+
+@pytest.mark.slow
+def test_an_edit_while_a_sweep_starts_makes_no_false_experiment(workspace: Path) -> None:
+    """The experiment and its run hold the parameters that its name was made of, those of the sweep's start."""
+    lr = load_params().train.lr
+    process = start(workspace, "pipeline.sweep", "-S", "train.seed=0")
+    wait_until(lambda: "baselines" in str([child.cmdline() for child in psutil.Process(process.pid).children()]))
+    write_params(small_params(train__lr=2 * lr))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    (commit,) = experiments().values()
+    write_params(small_params(train__lr=lr))
+    (point,) = make_points({"train.seed": [0]})
+    assert list(experiments()) == [(git(workspace, "rev-parse", "HEAD").strip(), point.experiment)]
+    assert dvc_engine.finished([point]) == {point.experiment: commit}
+    (row,) = rows(workspace)
+    assert float(row.data.params["train.lr"]) == lr
+    assert row.data.tags["sweep"] == "seed=0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # It would be two names when it is read back, and be added at each repetition.
+        (["--name", "a | b"], "--name must not contain |, which separates the names of a run's sweeps; got 'a | b'"),
+        (["--name", "a |"], "--name must not contain |, which separates the names of a run's sweeps; got 'a |'"),
+        (["--jobs", "0"], "--jobs must be 1 or more, got 0"),
+        (["--address", "10.0.0.5:6379"], "--address is that of a Ray cluster: --engine ray"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_one_message(workspace: Path, arguments: list[str], message: str) -> None:
+    """Before anything runs."""
+    done = run(workspace, "pipeline.sweep", *arguments, ok=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {message}\n"
+    assert not (workspace / ".dvc/tmp/sweep").exists()
+
+
+def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> None:
+    """Each once, however often the sweep is repeated."""
+    client, experiment_id = open_store()
+    run_id = client.create_run(experiment_id).info.run_id
+    for name in ("k=30, 300 epochs", "second", "k=30, 300 epochs", "second"):
+        tags.tag_row(client, client.get_run(run_id), name)
+    assert tags.sweeps_of(client.get_run(run_id).data.tags) == ["k=30, 300 epochs", "second"]
+    assert tags.sweeps_of({}) == []
+
+
+def test_what_stops_prepare_is_shown(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """DVC's own error, then what it stopped."""
+    points = make_points({"train.seed": [0]})
+    of_other_data = make_points({"data.split_seed": [0, 1]})
+    stages = "stages: {shared: {cmd: exit 3, params: [data]}, point: {cmd: exit 4, params: [train]}}"
+    (workspace / "dvc.yaml").write_text(stages)
+    with pytest.raises(PipelineError, match="`dvc repro shared` failed; see the error above"):
+        command.prepare(points, workspace)
+    assert "exit 3" in capfd.readouterr().err
+    command.prepare(of_other_data, workspace)  # nothing that all points share
+    command.prepare([], workspace)
+
+
+@pytest.mark.slow
+def test_a_sweep_under_nohup_survives_its_terminal(workspace: Path) -> None:
+    """The signal of a terminal that was closed is ignored there; without nohup it ends the sweep."""
+    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.n_epochs=300", "-S"]
+    for line, code in (
+        (["nohup", *sweep, "train.seed=0"], 0),
+        ([*sweep, "train.seed=1"], 128 + signal.SIGHUP),
+    ):
+        process = subprocess.Popen(line, cwd=workspace, env=environment(), stdout=subprocess.DEVNULL)
+        wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(300) == code
+    wait_until(lambda: sorted(row.info.status for row in rows(workspace)) == ["FINISHED", "KILLED"])

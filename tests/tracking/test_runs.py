@@ -1,0 +1,346 @@
+"""MLflow rows in a real sqlite store, read back through MlflowClient."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline import train
+from pipeline.autoencoder.model import load_model
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import numbers
+from pipeline.tracking import delivery, fingerprints, runs
+from pipeline.tracking.journal import Journal, journals
+from tests.helpers import artifacts, git, rows, run, small_params, stored, write_params
+
+PARAMS = small_params()
+
+
+@pytest.fixture(scope="module")
+def row(project: Path) -> Run:
+    """The row of the one pipeline run that the tests share."""
+    return rows(project)[-1]
+
+
+def test_one_row_holds_parameters_metrics_and_status(project: Path, row: Run) -> None:
+    """All parameters, the metrics of training and test, FINISHED, and a name that tells rows apart."""
+    assert row.info.status == "FINISHED"
+    assert row.info.run_name == "digits k=2 seed=0 n_layers=2 n_epochs=2 batch_size=64 manifold_size=5"
+    assert row.data.params == {key: str(value) for key, value in PARAMS.flat().items()}
+    for name in ("train/mse", "valid/mse", "valid/best_mse", "test/mse", "test/psnr_db", "test/pca_mse"):
+        assert name in row.data.metrics
+    assert row.data.metrics["test/digit_mse/7"] > 0
+    assert row.data.metrics["time/images_per_second"] > 0
+
+
+def test_metrics_equal_the_files(project: Path, row: Run) -> None:
+    """MLflow mirrors history.csv epoch by epoch, and every number of the JSON files."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    history = pd.read_csv(project / "reports/history.csv")
+    for column, name in (("train_mse", "train/mse"), ("valid_mse", "valid/mse"), ("grad_norm", "train/grad_norm")):
+        points = client.get_metric_history(row.info.run_id, name)
+        assert [point.step for point in points] == list(history["epoch"])
+        assert [point.value for point in points] == pytest.approx(list(history[column]), rel=1e-7)
+    for file in ("train", "evaluate"):
+        written = numbers(json.loads((project / f"reports/{file}.json").read_text()))
+        assert {name: row.data.metrics[name] for name in written} == written
+
+
+def test_artifacts(project: Path, row: Run) -> None:
+    """Parameters, weights, history, metrics, figures and the hashes of what the stages read."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    found = artifacts(client, row.info.run_id)
+    assert found == {
+        "params.yaml",
+        "models/autoencoder.safetensors",
+        "reports/history.csv",
+        "reports/train.json",
+        "reports/evaluate.json",
+        "reports/dimensions.csv",
+        *(f"reports/figures/{name}.png" for name in ("reconstructions", "worst", "latent", "midpoints", "manifold")),
+        "inputs/train.json",
+        "inputs/evaluate.json",
+    }
+    local = client.download_artifacts(row.info.run_id, "models/autoencoder.safetensors")
+    assert Path(local).read_bytes() == (project / "models/autoencoder.safetensors").read_bytes()
+
+
+def test_inputs_are_the_data_and_hashes_that_dvc_records(project: Path, row: Run) -> None:
+    """The data sets carry DVC's hashes; inputs/<stage>.json has those of everything a stage read."""
+    lock = (project / "dvc.lock").read_text()
+    assert row.inputs is not None
+    contexts = {entry.tags[0].value: entry.dataset for entry in row.inputs.dataset_inputs}
+    assert set(contexts) == {"train", "valid", "test"}
+    assert contexts["train"].name == "digits-train"
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    hashes = mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/inputs/evaluate.json")
+    assert contexts["test"].digest == hashes["data/prepared/test.safetensors"]
+    assert all(digest in lock for digest in [*hashes.values(), contexts["train"].digest])
+
+
+def test_the_row_names_its_commit(project: Path, row: Run) -> None:
+    """The commit of the code; changed parameters and outs do not make it dirty."""
+    assert row.data.tags["mlflow.source.git.commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert row.data.tags["mlflow.source.git.dirty"] == "false"
+
+
+def test_the_model_in_mlflows_format(project: Path, row: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_model gives the same reconstructions for any batch, without pickle; the registry takes it."""
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    assert row.outputs is not None
+    model_id = row.outputs.model_outputs[0].model_id
+    loaded = mlflow.pytorch.load_model(f"models:/{model_id}")
+    pixels = torch.rand(7, 784)
+    expected = load_model(project / "models/autoencoder.safetensors")(pixels)
+    torch.testing.assert_close(loaded(pixels), expected)
+    info = mlflow.models.get_model_info(f"models:/{model_id}")
+    assert info.signature.inputs.input_types() == [np.dtype(np.float32)]
+    assert mlflow.register_model(f"models:/{model_id}", "autoencoder").version == 1
+
+
+def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) -> None:
+    """DVC skips evaluate then; the new row has its test metrics and figures all the same."""
+    before = rows(project)
+    path = project / "pipeline/autoencoder/trainer.py"
+    text, lock = path.read_text(), (project / "dvc.lock").read_text()
+    path.write_text(text + "# a comment changes no byte of the model\n")
+    try:
+        done = run(project, "dvc", "repro")
+    finally:
+        path.write_text(text)
+        (project / "dvc.lock").write_text(lock)
+    assert "Stage 'evaluate' didn't change, skipping" in done.stdout
+    after = rows(project)
+    assert len(after) == len(before) + 1
+    new, old = after[0], before[0]
+    ours = {name: value for name, value in new.data.metrics.items() if not name.startswith("time/")}
+    theirs = {name: value for name, value in old.data.metrics.items() if not name.startswith("time/")}
+    assert ours == theirs
+    assert new.data.tags["mlflow.source.git.dirty"] == "true"
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id) | {"inputs/code.diff"}
+    diff = Path(client.download_artifacts(new.info.run_id, "inputs/code.diff")).read_text()
+    assert "+# a comment changes no byte of the model" in diff
+
+
+@pytest.mark.slow
+def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> None:
+    """Training again to bytes that were evaluated earlier: evaluate runs rather than come from DVC's cache."""
+    trainer = "pipeline/autoencoder/trainer.py"
+    files = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock", trainer)}
+    reports = {path: path.read_bytes() for path in (project / "reports").rglob("*") if path.is_file()}
+    try:
+        write_params(small_params(train__seed=1), project)
+        run(project, "dvc", "repro")
+        write_params(PARAMS, project)
+        (project / trainer).write_text(files[trainer] + "# another comment that changes no byte\n")
+        run(project, "dvc", "repro")
+        assert all("test/mse" in row.data.metrics for row in rows(project))
+    finally:
+        for name, text in files.items():
+            (project / name).write_text(text)
+        for path, content in reports.items():
+            path.write_bytes(content)
+    run(project, "dvc", "checkout")
+
+
+# From here on without DVC: a folder with the files that the functions mirror, delivered when the test says so.
+
+
+def test_evaluation_without_a_row_makes_one_from_the_files(results: Path, store: str) -> None:
+    """A new store gets a row replayed from params, history and metrics, with its model; a second time adds nothing."""
+    runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    (replayed,) = stored(store)
+    assert replayed.info.status == "FINISHED"
+    assert replayed.data.tags["replayed"] == "true"
+    assert replayed.data.metrics["test/mse"] == 0.04
+    assert replayed.outputs is not None
+    points = MlflowClient(store).get_metric_history(replayed.info.run_id, "valid/mse")
+    assert [(point.step, point.value) for point in points] == [(1, 0.06), (2, 0.05)]
+
+    runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    (again,) = stored(store)
+    assert len(MlflowClient(store).get_metric_history(again.info.run_id, "test/mse")) == 1
+    assert not journals(results)
+
+
+def test_evaluation_joins_the_row_of_its_training(results: Path, store: str) -> None:
+    """Going back to earlier parameters and weights leads to their row; others get one of their own."""
+    with runs.training_run(PARAMS, "cpu") as first:
+        first.log_training_outputs(PARAMS)
+    runs.log_evaluation(PARAMS)
+    other = small_params(evaluate__manifold_size=7)
+    runs.log_evaluation(other)
+    runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    found = stored(store)
+    assert len(found) == 2
+    assert {row.data.params["evaluate.manifold_size"] for row in found} == {"5", "7"}
+    assert all(row.data.metrics["test/mse"] == 0.04 for row in found)
+    assert ["replayed" in row.data.tags for row in found] == [True, False]
+
+
+def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: Path, store: str) -> None:
+    """Equal parameters and weights are one row, which shows the newest evaluation."""
+    runs.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    Path("reports/evaluate.json").write_text('{"test": {"mse": 0.03}}')
+    Path("reports/figures/latent.png").write_bytes(b"redrawn")
+    runs.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    (row,) = stored(store)
+    client = MlflowClient(store)
+    assert [point.value for point in client.get_metric_history(row.info.run_id, "test/mse")] == [0.04, 0.03]
+    figure = client.download_artifacts(row.info.run_id, "reports/figures/latent.png")
+    assert Path(figure).read_bytes() == b"redrawn"
+    # Figures that change and numbers that do not: no metric gets a second point.
+    Path("reports/figures/latent.png").write_bytes(b"redrawn again")
+    runs.log_evaluation(PARAMS)
+    delivery.deliver_all(results)
+    assert [point.value for point in client.get_metric_history(row.info.run_id, "test/mse")] == [0.04, 0.03]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(PipelineError("bad"), "FAILED"), (ValueError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_a_run_that_ends_badly_says_so(results: Path, store: str, error: BaseException, status: str) -> None:
+    """An error leaves a FAILED row, Ctrl-C a KILLED one, and the error goes on."""
+
+    def fail() -> None:
+        with runs.training_run(PARAMS, "cpu"):
+            delivery.deliver_all(results)
+            assert stored(store)[0].info.status == "RUNNING"
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    delivery.deliver_all(results)
+    assert stored(store)[0].info.status == status
+
+
+def test_a_journal_that_cannot_be_written_costs_a_warning(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training goes on with one line about it; the incomplete row ends as FAILED, and evaluation makes another."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with runs.training_run(PARAMS, "cpu") as run_:
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "append", full)
+            run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_epoch({"epoch": 2, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "warning: this run is not in MLflow as a whole: OSError: [Errno 28] No space left on device"
+    runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    assert [row.info.status for row in stored(store)] == ["FINISHED", "FAILED"]
+
+
+def test_an_evaluation_that_cannot_be_written_down_leaves_nothing(
+    results: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A history that cannot be read costs a warning, and no half of a journal stays."""
+    train.HISTORY_PATH.write_text("nonsense\n1\n")
+    runs.log_evaluation(PARAMS)
+    assert "warning: this evaluation is not in MLflow" in capsys.readouterr().err
+    assert list((results / ".mlflow-journal").iterdir()) == []
+
+
+def test_tracking_can_be_switched_off(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PIPELINE_TRACKING=0 nothing is written and nothing started."""
+    monkeypatch.setenv("PIPELINE_TRACKING", "0")
+    with runs.training_run(PARAMS, "cpu") as run_:
+        run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
+        run_.log_training_outputs(PARAMS)
+    assert delivery.prepare_delivery() is None
+    runs.log_evaluation(PARAMS)
+    assert not (results / ".mlflow-journal").exists()
+
+
+def test_a_row_tells_its_environment(results: Path, store: str) -> None:
+    """Python, torch, device, hardware and threads; a row made from files does not, for it cannot know."""
+    with runs.training_run(PARAMS, "cpu") as run_:
+        run_.log_training_outputs(PARAMS)
+    runs.log_evaluation(small_params(evaluate__manifold_size=7))
+    delivery.deliver_all(results)
+    replayed, trained = stored(store)
+    assert trained.data.tags["env.torch"] == torch.__version__.partition("+")[0]
+    assert trained.data.tags["env.threads"] == str(torch.get_num_threads())
+    assert trained.data.tags["env.device"] == "cpu"
+    assert trained.data.tags["env.precision"] == "float32"
+    assert trained.data.tags["env.hardware"]
+    assert not any(name.startswith("env.") for name in replayed.data.tags)
+
+
+def commit(folder: Path) -> None:
+    """All files of a folder as the next commit of its git repository."""
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "committed")
+
+
+def test_a_run_is_named_after_what_differs_from_the_commit(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After bottleneck size and seed: what a sweep varies, then every parameter that is not the commit's."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(results.parent))
+    changed = small_params(train__n_epochs=3, train__seed=1, model__hidden_sizes=[64, 32], model__n_layers=None)
+    assert fingerprints.run_name(changed) == "digits k=2 seed=1"  # without git nothing is known to differ
+    commit(results)
+    assert fingerprints.run_name(PARAMS) == "digits k=2 seed=0"
+    assert fingerprints.run_name(changed) == "digits k=2 seed=1 n_layers=None hidden_sizes=[64, 32] n_epochs=3"
+    varied = ["model.bottleneck_size", "train.lr", "train.n_epochs"]
+    name = fingerprints.run_name(small_params(train__n_epochs=3), varied)
+    assert name == "digits k=2 seed=0 lr=0.005 n_epochs=3"
+    runs.log_evaluation(small_params(train__n_epochs=3))
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "mine")
+    runs.log_evaluation(small_params(train__n_epochs=4))
+    delivery.deliver_all(results)
+    assert {run.info.run_name for run in stored(store)} == {"digits k=2 seed=0 n_epochs=3", "mine"}
+
+
+def test_a_runs_name_is_short(results: Path) -> None:
+    """However much differs."""
+    commit(results)
+    name = fingerprints.run_name(small_params(model__n_layers=None, model__hidden_sizes=list(range(100, 200))))
+    assert name.startswith("digits k=2 seed=0 n_layers=None hidden_sizes=[100, 101, ")
+    assert name.endswith("…")
+    assert len(name) == 100
+
+
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\n", "train\n", "- 1\n", "train: 3\n", "train: {seed: 0}\n"])
+def test_committed_parameters_that_cannot_be_compared_leave_the_usual_name(results: Path, content: str) -> None:
+    """A file that is empty, damaged or older than a parameter is no reason to fail."""
+    Path("params.yaml").write_text(content)
+    commit(results)
+    assert fingerprints.run_name(PARAMS) == "digits k=2 seed=0"
+
+
+def test_the_tag_code_is_that_of_the_code_of_the_stages(results: Path, store: str) -> None:
+    """An edit of a module that a stage reads changes it; one of another module does not."""
+    tags = []
+    for module in ("autoencoder/model.py", "tracking/sync.py", "autoencoder/model.py"):
+        path = Path("pipeline", module)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("# edited\n")
+        with runs.training_run(PARAMS, "cpu"):
+            pass
+        delivery.deliver_all(results)
+        tags.append(stored(store)[0].data.tags["code"])
+    assert tags[0] == tags[1]
+    assert tags[0] != tags[2]
+    assert tags[2] == fingerprints.code_tag()

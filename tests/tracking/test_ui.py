@@ -1,0 +1,181 @@
+"""`make ui` in a real browser: the link opens the table of runs, and runs compare side by side."""
+
+import itertools
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from pipeline.params import Params
+from pipeline.tracking import delivery, runs, ui
+from pipeline.tracking.mlflow_app import ASSISTANT
+from pipeline.tracking.store import open_store
+from pipeline.tracking.ui import private_folder
+from tests.helpers import PROJECT, environment, free_port, git, run, small_params, wait_until, write_results
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZES = (2, 4, 8, 16, 32)
+
+
+def made_up_mse(size: int) -> float:
+    """Made up, and different for every size in the three decimals that the page shows."""
+    return round(0.06 - 0.001 * size, 4)
+
+
+def log_row(folder: Path, params: Params) -> None:
+    """A finished row for made-up results, written by the pipeline's own tracking."""
+    write_results(folder, params)
+    metrics = {"test": {"mse": made_up_mse(params.model.bottleneck_size)}}
+    Path("reports/evaluate.json").write_text(json.dumps(metrics))
+    runs.write_evaluation(params)
+
+
+@pytest.fixture
+def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
+    """A browser page, and what the command prints for a store with five runs, all but one of a sweep."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for size in SIZES:
+        log_row(tmp_dir, small_params(model__bottleneck_size=size))
+    assert delivery.deliver_all(tmp_dir) == []
+    client, experiment_id = open_store()
+    for row in client.search_runs([experiment_id], f"params.`model.bottleneck_size` != '{SIZES[-1]}'"):
+        client.set_tag(row.info.run_id, "sweep", "another | bob's sizes")
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.tracking.ui", "--port", str(port)],
+        cwd=tmp_dir,
+        env=environment(PYTHONPATH=str(PROJECT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    text = "".join(itertools.takewhile(lambda line: line != "Ctrl-C ends it.\n", server.stdout))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page(viewport={"width": 2400, "height": 2400}), text
+        browser.close()
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(30) == 128 + signal.SIGTERM
+    assert server.stdout.read() == ""  # no line for each request
+    with socket.create_server(("127.0.0.1", port)):  # no MLflow is left on it
+        pass
+
+
+@pytest.mark.slow
+def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
+    """The last one opens the table of all runs, the other a sweep's runs as charts, with a bar of each test MSE. Ticked
+    runs compare: parallel coordinates, a scatter plot with a point for each, and each test MSE beside its size. Nobody
+    gets in without the token that the links hold, and nobody reaches MLflow's assistant."""
+    page, text = page_and_text
+    assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ['Sweep "bob\'s sizes"', "Sweep 'another'", "MLflow"]
+    sweep, _, table = re.findall(r"http://127\S+", text)
+    assert len(sweep) < 220
+    base = table.partition("?")[0]
+    assert [status(base + path) for path in ("", "api/2.0/mlflow/experiments/search", "?token=x")] == [403] * 3
+    assert status(base + "health") == 200
+
+    page.goto(sweep)
+    expect(page.get_by_text("test/mse").first).to_be_visible(timeout=60_000)
+    in_sweep = sorted(map(made_up_mse, SIZES[:-1]))
+    wait_until(lambda: in_sweep in [sorted(trace["x"]) for trace in plotted(page, "bar")])
+    assert page.evaluate(f"fetch('{ASSISTANT}/config').then(answer => answer.status)") == 404
+
+    page.goto("about:blank")
+    page.goto(table)
+    for size in SIZES:
+        expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
+    page.get_by_role("checkbox").first.click()  # all rows
+    page.get_by_role("button", name="Compare").first.click()
+    expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
+    sizes_in_a_row = "\t".join(["model.bottleneck_size", *map(str, sorted(SIZES, reverse=True))])
+    test_mse_in_a_row = r"\s+".join(f"{made_up_mse(size):.3f}" for size in sorted(SIZES, reverse=True))
+    expect(page.locator("body")).to_contain_text("test/mse", timeout=60_000)
+    shown = page.locator("body").inner_text()
+    assert sizes_in_a_row in shown
+    assert re.search(rf"\b{test_mse_in_a_row}\b", shown)
+    expect(page.locator(".parcoords .axis-title").first).to_be_visible(timeout=60_000)
+    page.get_by_role("tab", name="Scatter Plot").click()
+    test_mse = sorted(map(made_up_mse, SIZES))
+    wait_until(lambda: test_mse in [sorted(trace["y"]) for trace in plotted(page, "scattergl")])
+
+
+def status(address: str) -> int:
+    try:
+        return int(urlopen(address, timeout=20).status)
+    except HTTPError as error:
+        return error.code
+
+
+def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
+    """What the page's Plotly figures of one kind show: scatter plots draw on a canvas, where there is no text."""
+    figures = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].flatMap(figure => figure.data ?? [])")
+    return [trace for trace in figures if trace["type"] == kind]
+
+
+def test_a_servers_links_hold_no_password(
+    tmp_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lead to the host that the address names, without its user."""
+    (tmp_dir / ".dvc").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@host:5000/base/")
+    monkeypatch.setattr("sys.argv", ["ui"])
+    monkeypatch.setattr(ui, "open_store", lambda: (None, "1"))
+    monkeypatch.setattr(ui, "links", lambda *_: {"MLflow": "#/experiments/1"})
+    ui.main()
+    assert capsys.readouterr().out == "MLflow is at http://host:5000/base/#/experiments/1\n"
+
+
+def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None:
+    """Where a browser from a snap sees it, other users of the machine do not, and git ignores it."""
+    with private_folder(tmp_path) as folder:
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+        assert Path(folder).parent == tmp_path / ".dvc/tmp"
+    assert git(PROJECT, "check-ignore", ".dvc/tmp/x").strip() == ".dvc/tmp/x"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
+    """Without its tracking server the command says so in one line."""
+    (tmp_path / ".dvc").mkdir()
+    address = f"http://127.0.0.1:{free_port()}"
+    done = run(tmp_path, "pipeline.tracking.ui", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the MLflow store cannot be opened:")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+    """The message says which port to try instead."""
+    (tmp_path / ".dvc").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(tmp_path, "pipeline.tracking.ui", "--port", str(port), ok=False, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert f"port {port} is in use; choose another: make ui PORT={port + 1}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_port_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """Ports end at 65535."""
+    (tmp_path / ".dvc").mkdir()
+    done = run(tmp_path, "pipeline.tracking.ui", "--port", "70000", ok=False, PYTHONPATH=str(PROJECT))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot listen on 127.0.0.1, port 70000:")
