@@ -114,6 +114,7 @@ def test_after_a_machine_went_down_the_next_run_closes_the_row(folder: Path, sto
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_killed_at_any_moment_no_row_lies(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
