@@ -79,7 +79,7 @@ class TeamServer:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
     def kill(self) -> None:
         """As a machine that goes down: SIGKILL to every process."""
