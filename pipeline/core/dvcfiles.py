@@ -91,7 +91,7 @@ def stages_without(names: Iterable[str]) -> list[str]:
 
 def with_descendants(stages: set[str]) -> set[str]:
     """These stages, and those that read what they write, directly or not."""
-    found = set(stages)
+    found = set(stages) & set(all_stages())
     for _ in all_stages():
         written = [PurePosixPath(path) for stage in found for path in declared(stage)["outs"]]
         for stage in all_stages():

@@ -127,7 +127,7 @@ def test_what_stops_prepare_is_shown(workspace: Path, capfd: pytest.CaptureFixtu
     """DVC's own error, then what it stopped."""
     points = make_points({"train.seed": [0]})
     of_other_data = make_points({"data.split_seed": [0, 1]})
-    stages = "stages: {shared: {cmd: exit 3, params: [data]}, point: {cmd: exit 4, params: [train]}}"
+    stages = "stages: {shared: {cmd: exit 3, params: [data]}, train: {cmd: exit 4, params: [train]}}"
     (workspace / "dvc.yaml").write_text(stages)
     with pytest.raises(PipelineError, match="`dvc repro shared` failed; see the error above"):
         command.prepare(points, workspace)
