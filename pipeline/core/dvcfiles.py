@@ -91,11 +91,12 @@ def stages_without(names: Iterable[str]) -> list[str]:
 
 def with_descendants(stages: set[str]) -> set[str]:
     """These stages, and those that read what they write, directly or not."""
-    found = set(stages) & set(all_stages())
-    for _ in all_stages():
-        written = [PurePosixPath(path) for stage in found for path in declared(stage)["outs"]]
-        for stage in all_stages():
-            read = [PurePosixPath(path) for path in declared(stage)["deps"]]
+    paths = {stage: declared(stage) for stage in all_stages()}
+    found = set(stages) & set(paths)
+    for _ in paths:
+        written = [PurePosixPath(path) for stage in found for path in paths[stage]["outs"]]
+        for stage in paths:
+            read = [PurePosixPath(path) for path in paths[stage]["deps"]]
             if any(a.is_relative_to(b) or b.is_relative_to(a) for a in written for b in read):
                 found.add(stage)
     return found

@@ -193,6 +193,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
 
     A standard deviation is missing for a single seed, a metric where no run has it.
     """
+    metrics = compared(load_metrics())
     lines = []
     for curve in curves:
         for value, runs in curve.runs.groupby(by):
@@ -201,7 +202,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
                 by: value,
                 "n_seeds": runs[SEED].nunique(),
             }
-            for column, metric in compared(load_metrics()).items():
+            for column, metric in metrics.items():
                 line[column] = runs[column].mean()
                 if not metric.seedless:
                     line[f"{column}_std"] = runs[column].std()
@@ -210,7 +211,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
     # Numbers of parameters, say, which %g would round.
     whole = [
         column
-        for column, metric in compared(load_metrics()).items()
+        for column, metric in metrics.items()
         if metric.seedless and len(known := table[column].dropna()) and (known % 1 == 0).all()
     ]
     return table.astype(dict.fromkeys(whole, "Int64"))
