@@ -56,6 +56,37 @@ def notice(params: "Params") -> str | None:
     )
 
 
+def how_to_run(params: "Params") -> tuple[str, ...]:
+    """DVC's command for `make run`: on scikit-learn's digits where MNIST is wanted and cannot be had."""
+    from pipeline.autoencoder import datasets
+    from pipeline.core import dvcfiles
+    from pipeline.core.repository import RAW_FOLDER, main_root
+
+    if (
+        params.data.dataset != "mnist"
+        or dvcfiles.is_up_to_date("prepare")
+        or datasets.is_cached(main_root() / RAW_FOLDER)
+        or datasets.reachable_mirror() is not None
+    ):
+        return ("repro",)
+    print(
+        "MNIST cannot be reached: no mirror answers (MNIST_MIRROR names another one). "
+        "Running on scikit-learn's digits instead: dvc exp run -S data.dataset=digits"
+    )
+    return ("exp", "run", "-S", "data.dataset=digits")
+
+
+def summary() -> str:
+    """A run's results in a line, from the files that it left."""
+    import json
+
+    metrics = json.loads(Path("reports/evaluate.json").read_text())["test"]
+    return (
+        f"Test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA of the same size "
+        f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"
+    )
+
+
 def measured_on(metric: str) -> str:
     """The data that a metric of reports/*.json was measured on, `valid.best_mse` say; one of DATA_FOLDER's files."""
     return f"{DATA_FOLDER}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"

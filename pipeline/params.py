@@ -1,31 +1,26 @@
-"""params.yaml: its sections, the values each key may take, and errors that name all problems at once.
+"""The sections of params.yaml, and the values that each key may take.
 
-There are no defaults and no conversions here: what params.yaml says is what the stages get. That is
-why this module is not among the stages' dependencies in dvc.yaml; DVC tracks the values themselves.
+This module is not among the stages' dependencies in dvc.yaml: DVC tracks the values themselves.
 """
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.core.errors import PipelineError, on_one_line
-from pipeline.core.yaml_reader import load_yaml
+from pipeline.core import params_file
+from pipeline.core.params_file import PARAMS_PATH, AllSections, Section, Seed
 
-PARAMS_PATH = Path("params.yaml")
 N_PIXELS = 28 * 28
-# What numpy's RandomState, the narrowest of the generators in use, accepts.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class Section(BaseModel):
-    """Strict: unknown keys, missing keys and wrong types (a bool is no int) are all errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+def names_a_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|mps", value):
+        raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, got {value!r}")
+    return value
 
 
 class DataParams(Section):
@@ -63,7 +58,7 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["auto", "float32", "bfloat16"]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
+    device: Annotated[str, AfterValidator(names_a_device)]
     threads: Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -74,7 +69,7 @@ class EvaluateParams(Section):
     midpoint_pairs: Annotated[int, Field(ge=1, le=10)]
 
 
-class Params(Section):
+class Params(AllSections):
     """All of params.yaml."""
 
     data: DataParams
@@ -82,81 +77,7 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
 
-    def flat(self) -> dict[str, Any]:
-        """{'model.bottleneck_size': 2, …}: every value under its dotted name."""
-        return {
-            f"{section}.{name}": value
-            for section, values in self.model_dump().items()
-            for name, value in values.items()
-        }
-
-
-def short(name: str) -> str:
-    """`lr` of `train.lr`."""
-    return name.partition(".")[2] or name
-
 
 def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})) -> Params:
-    """Read and validate params.yaml, with other values for some dotted names, as `{'train.lr': 0.01}`.
-
-    Raises:
-        PipelineError: the file is missing, is not YAML, or holds values that are not allowed; every
-            problem is listed, as `train.lr: must be greater than 0, got -1`.
-    """
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PipelineError(f"{path} is missing; run this in the repository's root") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise PipelineError(f"{path} is not valid YAML: {on_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise PipelineError(f"{path} must hold sections ({', '.join(Params.model_fields)}), got {values!r}")
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        if isinstance(found := values.get(section) or {}, dict):
-            values[section] = {**found, key: value}
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        problems = "".join(f"\n  {line}" for line in _describe(error))
-        what = f"{path} holds values that are not allowed"
-        if changes:
-            load_params(path)  # which is to blame where it is wrong without them too
-            settings = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
-            what = f"-S (GRID) {settings} gives values that are not allowed"
-        raise PipelineError(f"{what}:{problems}") from None
-
-
-def parse_values(text: str) -> list[Any]:
-    """Several values as params.yaml would hold them: `2,4` is [2, 4], `null,[512,128]` is [None, [512, 128]].
-
-    Raises:
-        PipelineError: the text is not YAML.
-    """
-    try:
-        return load_yaml(f"[{text}]")
-    except (yaml.YAMLError, ValueError):
-        raise PipelineError(f"{text!r} is not a list of values, as 2,4,8 or null,[512,128]") from None
-
-
-def _describe(error: ValidationError) -> list[str]:
-    """One line for each key that is wrong: its dotted name, what it must be, what it is."""
-    lines: list[str] = []
-    wanted: dict[str, list[str]] = {}  # a union (a number or "auto") reports one problem for each member
-    given: dict[str, Any] = {}
-    for problem in error.errors():
-        section_and_key, inside = problem["loc"][:2], problem["loc"][2:]
-        name = ".".join(map(str, (*section_and_key, *(part for part in inside if isinstance(part, int)))))
-        match problem["type"]:
-            case "extra_forbidden":
-                lines.append(f"{name}: unknown key")
-            case "missing":
-                lines.append(f"{name}: missing")
-            case "value_error":
-                lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
-            case kind:
-                device = kind == "string_pattern_mismatch"
-                rule = "auto, cpu, cuda, cuda:N or mps" if device else problem["msg"]
-                wanted.setdefault(name, []).append(rule.removeprefix("Input should be "))
-                given[name] = problem["input"]
-    return lines + [f"{name}: must be {' or '.join(rules)}, got {given[name]!r}" for name, rules in wanted.items()]
+    """`params_file.load` of these sections."""
+    return params_file.load(Params, path, changes)

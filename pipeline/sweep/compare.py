@@ -25,7 +25,8 @@ from pipeline.core.dvcfiles import md5s
 from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
 from pipeline.core.metrics import Metric, load_metrics, with_role
-from pipeline.params import load_params, short
+from pipeline.core.params_file import short
+from pipeline.params import load_params
 from pipeline.sweep.curves import (
     FOLDER,
     MAIN,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.metrics import Metric, in_mlflow, load_metrics, with_role
-from pipeline.params import short
+from pipeline.core.params_file import short
 from pipeline.tracking.store import open_store, search_all
 from pipeline.tracking.tags import SWEEP_TAG, sweeps_of
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.errors import PipelineError
-from pipeline.params import Params, load_params, parse_values, short
+from pipeline.core.params_file import parse_values, short
+from pipeline.params import Params, load_params
 from pipeline.tracking import fingerprints
 
 LOGS = Path(".dvc/tmp/sweep")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import experiment
 from pipeline.core import dvcfiles
-from pipeline.params import short
+from pipeline.core.params_file import short
 from pipeline.tracking import provenance
 
 if TYPE_CHECKING:
