@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import load_pixels, machine, write_result
-from pipeline.autoencoder.checkpoint import Checkpoint
+from pipeline.autoencoder.checkpoint import pack
 from pipeline.autoencoder.model import Architecture, AutoEncoder
 from pipeline.autoencoder.trainer import Callback, TrainingState, fit, make_deterministic, resolve_device
+from pipeline.core.checkpoint import Checkpoint
 from pipeline.core.repository import main_root
 from pipeline.params import load_params
 
@@ -37,7 +38,7 @@ def main() -> None:
             def on_state(self, state: TrainingState) -> None:
                 larger = replace(state, result=replace(state.result, best_epoch=0))
                 started = time.perf_counter()
-                checkpoint.save(larger, None, is_last=True)  # the last one is saved whenever it comes
+                checkpoint.save(lambda: pack(larger), None, is_last=True)  # the last one is saved whenever it comes
                 saving.append(time.perf_counter() - started)
 
         with checkpoint.held():

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from pipeline.autoencoder import environment
-from pipeline.autoencoder.checkpoint import Checkpoint, Saved
+from pipeline.autoencoder.checkpoint import StateKeeper, Stopped
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.splits import load_split
 from pipeline.autoencoder.trainer import (
@@ -50,13 +50,13 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    checkpoint = Checkpoint.of(params, str(device))
-    with checkpoint.resumed() as saved, runs.training_run(params, str(device), continued(saved)) as run:
-        checkpoint.run = run.id
+    keeper = StateKeeper(params, str(device))
+    with keeper.resumed() as stopped, runs.training_run(params, str(device), continued(stopped)) as run:
+        keeper.run = run.id
         n_images = math.prod(steps_of_epoch(len(train), params.train.batch_size))  # that an epoch trains on
-        first_epoch = len(saved.state.result.history) + 1 if saved else 1
+        first_epoch = len(stopped.state.result.history) + 1 if stopped else 1
         progress = TrainingProgress(params.train.n_epochs, n_images, first_epoch)
-        result = fit(model, train, valid, params.train, [progress, checkpoint, run], saved.state if saved else None)
+        result = fit(model, train, valid, params.train, [progress, keeper, run], stopped.state if stopped else None)
         best = result.history[result.best_epoch - 1]
 
         model.cpu().load_state_dict(result.weights)
@@ -90,9 +90,9 @@ def load_pixels(path: Path, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(load_split(path).pixels()).to(device)
 
 
-def continued(saved: Saved | None) -> runs.Continued | None:
+def continued(stopped: Stopped | None) -> runs.Continued | None:
     """The row and the epochs of a training that was stopped."""
-    return runs.Continued(saved.run, list(map(asdict, saved.state.result.history))) if saved else None
+    return runs.Continued(stopped.run, list(map(asdict, stopped.state.result.history))) if stopped else None
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 def save_every_epoch(folder: Path) -> None:
     """Make a copy of the project save a checkpoint after every epoch, not after some seconds."""
-    module = folder / "pipeline/autoencoder/checkpoint.py"
+    module = folder / "pipeline/core/checkpoint.py"
     text = module.read_text()
     assert "SECONDS_BETWEEN = 10.0" in text
     module.write_text(text.replace("SECONDS_BETWEEN = 10.0", "SECONDS_BETWEEN = 0.0"))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.autoencoder import checkpoint
-from pipeline.core import dvcfiles
+from pipeline.autoencoder.checkpoint import unpack
+from pipeline.core import checkpoint, dvcfiles
 from pipeline.core.dvc_cli import mend_torn_locks
 from pipeline.core.repository import CHECKPOINTS
 from pipeline.tracking import delivery
@@ -181,7 +181,7 @@ def saved_epochs(here: Path) -> int:
     recorded = (here / "dvc.lock").stat().st_mtime
     finished = [path for path in (here / CHECKPOINTS).glob("*.finished") if path.stat().st_mtime > recorded]
     for path in [*(here / CHECKPOINTS).glob("*.state"), *finished]:
-        return len(checkpoint._unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :])[0].result.history)
+        return len(unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :].partition(b"\n")[2]).result.history)
     return 0
 
 
