@@ -1,11 +1,12 @@
-"""What the machinery knows of the experiment: a form that another experiment fills in with its own.
+"""This experiment, for the machinery: the form that another experiment fills in with its own (core/form.py).
 
-`tracking`, `sweep` and `review` import this module. Neither they nor `server` and `core` import `autoencoder` or a
-stage. The functions import what they need when they are called: most commands do without torch.
+`tracking`, `sweep` and `review` read it. Neither they nor `server` and `core` import `autoencoder` or a stage.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.core.form import Experiment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,37 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.params import Params
-
-# MLflow's experiment, and the name of the models in it.
-NAME = "mnist-autoencoder"
-MODEL_NAME = "autoencoder"
-# The stages of dvc.yaml that an MLflow run mirrors: TRAIN starts it, EVALUATE completes it.
-TRAIN, EVALUATE = "train", "evaluate"
-# What TRAIN writes: the weights, and a table with a line for each epoch.
-MODEL_PATH = "models/autoencoder.safetensors"
-HISTORY_PATH = "reports/history.csv"
-# What lies in this folder is data: a reproduction must make the same bytes, and with other data no metric compares.
-DATA_FOLDER = "data/prepared/"
-DATA_PARAMETER = "data.dataset"
-# Columns of HISTORY_PATH that a person sees while TRAIN runs, and what its examples are.
-BY_EPOCH = {"train_mse": "train MSE", "valid_mse": "valid MSE"}
-EXAMPLES = "images"
-# The review folds metrics whose names begin so, under this title.
-FOLDED = ("test.digit_mse.", "Single digits")
-# What `make sweep` runs, and what `make compare` puts on the x-axis, unless it is told otherwise.
-DEFAULT_GRID = ("model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2")
-DEFAULT_AXIS = "model.bottleneck_size"
-# What a parameter is called on an axis and in short, where its own name does not do.
-AXIS_LABELS = {"model.bottleneck_size": "bottleneck size k (latent dimensions)"}
-SYMBOLS = {"model.bottleneck_size": "k"}
-# What the metrics of the comparison's figure measure, and what its table has to explain.
-METRIC_LABEL = "MSE per pixel (pixels 0…1)"
-COMPARISON_NOTE = (
-    "The weights are those with the best validation MSE. PSNR, ratio and accuracies are of the test set. The "
-    "classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same size."
-)
-# What the runs of a comparison were measured on.
-TEST_PATH = "data/prepared/test.safetensors"
 
 
 def notice(params: "Params") -> str | None:
@@ -88,13 +58,8 @@ def summary() -> str:
 
 
 def measured_on(metric: str) -> str:
-    """The data that a metric of reports/*.json was measured on, `valid.best_mse` say; one of DATA_FOLDER's files."""
-    return f"{DATA_FOLDER}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
-
-
-def data_name(params: "Params") -> str:
-    """The data set's name."""
-    return params.data.dataset
+    """The validation images for `valid.best_mse` and the like, else the test images."""
+    return f"{EXPERIMENT.data_folder}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
 
 
 def data_title(name: str) -> str:
@@ -125,28 +90,17 @@ def environment(params: "Params", device: str) -> dict[str, str]:
 
 
 def load_model(path: str) -> "nn.Module":
-    """The model that TRAIN wrote to MODEL_PATH, from a copy of that file."""
+    """The model in a file that the training wrote."""
     from pipeline.autoencoder.model import load_model
 
     return load_model(path)
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG.
-
-    Raises:
-        PipelineError: it cannot be written.
-    """
-    from pipeline.autoencoder.figures import save_figure
-
-    save_figure(figure, path)
 
 
 def draw_models(models: "dict[str, nn.Module]") -> "Figure":
     """What `make compare` shows of a curve's models, {label: model}: here the first test image of each digit.
 
     Raises:
-        PipelineError: TEST_PATH is missing or damaged.
+        PipelineError: EXPERIMENT.test_path is missing or damaged.
     """
     import numpy as np
     import torch
@@ -154,7 +108,7 @@ def draw_models(models: "dict[str, nn.Module]") -> "Figure":
     from pipeline.autoencoder.figures import reconstructions_by_model
     from pipeline.autoencoder.splits import load_split
 
-    test = load_split(Path(TEST_PATH))
+    test = load_split(Path(EXPERIMENT.test_path))
     pixels = test.pixels()[[int(np.flatnonzero(test.labels == digit)[0]) for digit in range(10)]]
     with torch.no_grad():
         by_model = {label: model(torch.from_numpy(pixels)).numpy() for label, model in models.items()}
@@ -168,3 +122,32 @@ def example_input() -> "np.ndarray":
     from pipeline.autoencoder.model import INPUT_SIZE
 
     return np.zeros((2, INPUT_SIZE), np.float32)
+
+
+EXPERIMENT = Experiment(
+    name="mnist-autoencoder",
+    model_name="autoencoder",
+    model_path="models/autoencoder.safetensors",
+    data_folder="data/prepared/",
+    test_path="data/prepared/test.safetensors",
+    run_name=run_name,
+    environment=environment,
+    load_model=load_model,
+    example_input=example_input,
+    summary=summary,
+    data_title=data_title,
+    measured_on=measured_on,
+    notice=notice,
+    how_to_run=how_to_run,
+    by_epoch={"train_mse": "train MSE", "valid_mse": "valid MSE"},
+    examples="images",
+    default_grid=("model.bottleneck_size=2,4,8,16,32,64", "train.seed=0,1,2"),
+    default_axis="model.bottleneck_size",
+    axis_labels={"model.bottleneck_size": "bottleneck size k (latent dimensions)"},
+    symbols={"model.bottleneck_size": "k"},
+    metric_label="MSE per pixel (pixels 0…1)",
+    comparison_note="The weights are those with the best validation MSE. PSNR, ratio and accuracies are of the test "
+    "set. The classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same size.",
+    draw_models=draw_models,
+    folded=("test.digit_mse.", "Single digits"),
+)

@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.dvc_cli import dvc, mend_torn_locks
 from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import numbers
 from pipeline.core.git import file_at, git
 from pipeline.core.metrics import load_metrics, with_role
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params, load_params
 from pipeline.tracking import provenance, store
 from pipeline.tracking.progress import announce_data
@@ -33,7 +33,7 @@ RESULTS = ["params.yaml", "dvc.lock", "reports"]
 def main() -> None:
     params = load_params()
     mend_torn_locks(Path())
-    dvc(*experiment.how_to_run(params))
+    dvc(*EXPERIMENT.how_to_run(params))
     if store.is_on():
         try:
             sync()
@@ -47,10 +47,10 @@ def main() -> None:
 
 def print_results() -> None:
     print(
-        f"\n{experiment.summary()}\n"
+        f"\n{EXPERIMENT.summary()}\n"
         "  metrics   reports/*.json, or compared with experiments: make experiments\n"
         "  figures   reports/figures/\n"
-        f"  model     {experiment.MODEL_PATH}\n"
+        f"  model     {EXPERIMENT.model_path}\n"
         "  MLflow    make ui"
     )
 
@@ -79,7 +79,7 @@ def print_changes(params: Params) -> None:
 
 def metric_files() -> list[str]:
     """The JSON files that a run's stages write."""
-    outs = [path for stage in (experiment.TRAIN, experiment.EVALUATE) for path in dvcfiles.declared(stage)["outs"]]
+    outs = [path for stage in (EXPERIMENT.train, EXPERIMENT.evaluate) for path in dvcfiles.declared(stage)["outs"]]
     return [path for path in outs if path.endswith(".json")]
 
 

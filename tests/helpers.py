@@ -23,7 +23,7 @@ from pipeline import train
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.splits import Split
 from pipeline.autoencoder.trainer import Callback
-from pipeline.experiment import NAME
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ def rows(project: Path) -> list[Run]:
 def stored(uri: str) -> list[Run]:
     """All runs of a store, the newest first."""
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(NAME)
+    experiment = client.get_experiment_by_name(EXPERIMENT.name)
     if experiment is None:
         return []
     return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))

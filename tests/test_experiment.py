@@ -8,27 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import experiment
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.core import dvcfiles
+from pipeline.experiment import EXPERIMENT
 from tests.helpers import PROJECT, small_params
 
 
 def test_what_it_names_is_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stages are there, and write and read what it says."""
     monkeypatch.chdir(PROJECT)
-    train, evaluate = dvcfiles.declared(experiment.TRAIN), dvcfiles.declared(experiment.EVALUATE)
-    assert {experiment.MODEL_PATH, experiment.HISTORY_PATH} <= set(train["outs"])
-    assert {experiment.MODEL_PATH, experiment.TEST_PATH} <= set(evaluate["deps"])
-    assert experiment.TEST_PATH.startswith(experiment.DATA_FOLDER)
-    assert any(path.startswith(experiment.DATA_FOLDER) for path in train["deps"])
+    train, evaluate = dvcfiles.declared(EXPERIMENT.train), dvcfiles.declared(EXPERIMENT.evaluate)
+    assert {EXPERIMENT.model_path, EXPERIMENT.history_path} <= set(train["outs"])
+    assert {EXPERIMENT.model_path, EXPERIMENT.test_path} <= set(evaluate["deps"])
+    assert EXPERIMENT.test_path.startswith(EXPERIMENT.data_folder)
+    assert any(path.startswith(EXPERIMENT.data_folder) for path in train["deps"])
 
 
 def test_the_model_takes_the_example(tmp_path: Path) -> None:
     """Two examples in, two answers out: the number of examples stays free in MLflow's format."""
     save_model(AutoEncoder(Architecture.from_params(small_params().model)), tmp_path / "model.safetensors")
-    example = torch.from_numpy(experiment.example_input())
-    assert len(experiment.load_model(str(tmp_path / "model.safetensors"))(example)) == len(example) == 2
+    example = torch.from_numpy(EXPERIMENT.example_input())
+    assert len(EXPERIMENT.load_model(str(tmp_path / "model.safetensors"))(example)) == len(example) == 2
 
 
 def test_importing_it_takes_neither_torch_nor_mlflow() -> None:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from benchmarks.seed import REFERENCES
 from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
-from pipeline.experiment import NAME
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params
 from tests.helpers import PROJECT, run
 
@@ -279,7 +279,7 @@ def test_the_python_examples_run(project: Path, tmp_path: Path) -> None:
     for path in project.glob("mlflow.db*"):
         shutil.copy(path, tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name(NAME)
+    experiment = client.get_experiment_by_name(EXPERIMENT.name)
     assert experiment is not None
     client.set_terminated(client.create_run(experiment.experiment_id).info.run_id, "KILLED")
     (tmp_path / "example.py").write_text(

@@ -28,10 +28,10 @@ from typing import Any
 import yaml
 from dvc.repo import Repo
 
-from pipeline import experiment
 from pipeline.core.errors import BUG, PipelineError, on_one_line, run_command
 from pipeline.core.git import HERE, blob, branch_point, commit_workspace, git, git_bytes, resolve, show
 from pipeline.core.metrics import METRICS_PATH, Metric, is_number, judged_by, parse_metrics, pattern_of
+from pipeline.experiment import EXPERIMENT
 from pipeline.review.lock import frozen_stages, is_lock, out_of_date, with_descendants, without_links_to_outside
 from pipeline.review.report import FAILING, Change, MetricChange, Review, markdown, without_nan
 
@@ -149,7 +149,7 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str
             verdict, allowed = "gone", metric.allowed
             if not is_number(change.old):
                 verdict = "new"
-            elif experiment.measured_on(change.name) in other_data:
+            elif data_of(change.name) in other_data:
                 verdict = "not comparable"
             elif is_number(change.new):
                 verdict = metric.verdict(change.old, change.new)
@@ -163,11 +163,16 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str
     return sorted(map(judged, changed), key=order)
 
 
+def data_of(metric: str) -> str:
+    """The data that a metric was measured on."""
+    return EXPERIMENT.test_path if EXPERIMENT.measured_on is None else EXPERIMENT.measured_on(metric)
+
+
 def data_hashes(lock: bytes) -> dict[str, str | None]:
     """{path: hash} of the experiment's data in a dvc.lock."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
     outs = {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
-    return {path: md5 for path, md5 in outs.items() if path.startswith(experiment.DATA_FOLDER)}
+    return {path: md5 for path, md5 in outs.items() if path.startswith(EXPERIMENT.data_folder)}
 
 
 def declared_figures(commit: str) -> set[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import experiment
 from pipeline.core.git import blob
 from pipeline.core.metrics import is_number
+from pipeline.experiment import EXPERIMENT
 
 # Exit codes.
 WORSE, LOCK_OUT_OF_DATE = 1, 3
@@ -93,8 +93,8 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### Metrics")
     if review.metrics:
-        prefix, title = experiment.FOLDED
-        folded = [metric for metric in review.metrics if metric.name.startswith(prefix)]
+        prefix, title = EXPERIMENT.folded or ("", "")
+        folded = [metric for metric in review.metrics if prefix and metric.name.startswith(prefix)]
         if others := [metric for metric in review.metrics if metric not in folded]:
             parts.append(table_of(others))
         if folded:

@@ -30,7 +30,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pipeline import experiment
 from pipeline.core import dvcfiles, processes
 from pipeline.core.dvc_cli import environment_of_stages
 from pipeline.core.environment import RECORD_PATH, recorded
@@ -39,6 +38,7 @@ from pipeline.core.files import flat
 from pipeline.core.git import HOOK_VARIABLES, git
 from pipeline.core.metrics import METRICS_PATH, Metric, is_number, judged_by, parse_metrics
 from pipeline.core.repository import RAW_FOLDER, main_root
+from pipeline.experiment import EXPERIMENT
 
 # From the best to the worst. What is not judged has no tolerance: the others decide.
 IDENTICAL, NOT_JUDGED, WITHIN, DIFFERENT = "identical", "not judged", "within tolerance", "different"
@@ -198,7 +198,7 @@ def compare(path: str, md5: str, committed: bytes | None, is_cached: bool, metri
         return Comparison(path, DIFFERENT, "was not made", [])
     if dvcfiles.md5s([path])[path] == md5:
         return Comparison(path, IDENTICAL, "", [])
-    if path.startswith(experiment.DATA_FOLDER):
+    if path.startswith(EXPERIMENT.data_folder):
         return Comparison(path, DIFFERENT, "data must be the same to the bit", [])
     kind = Path(path).suffix
     if kind in (".json", ".csv"):

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from pipeline import experiment
 from pipeline.core import dvcfiles, processes
 from pipeline.core.dvc_cli import dvc, mend_torn_locks
 from pipeline.core.errors import BUG, PipelineError, run_command
 from pipeline.core.metrics import load_metrics, with_role
 from pipeline.core.repository import main_root
+from pipeline.experiment import EXPERIMENT
 from pipeline.sweep import dvc_engine, ray_engine
 from pipeline.sweep.grid import LOGS, Point, default_name, make_points, parse_grid, shared_stages
 from pipeline.tracking import fingerprints, store
@@ -43,7 +43,7 @@ def main() -> None:
         "--set-param",
         action="append",
         metavar="NAME=VALUES",
-        help=f"a parameter and its values; may be given several times (default: {' '.join(experiment.DEFAULT_GRID)})",
+        help=f"a parameter and its values; may be given several times (default: {' '.join(EXPERIMENT.default_grid)})",
     )
     parser.add_argument("--jobs", type=int, help="points that run at once (default: cores / train.threads)")
     parser.add_argument("--name", help="what the runs' MLflow tag `sweep` says (default: the parameters of the grid)")
@@ -56,7 +56,7 @@ def main() -> None:
         raise PipelineError(f"--jobs must be 1 or more, got {arguments.jobs}")
     if arguments.address and arguments.engine != "ray":
         raise PipelineError("--address is that of a Ray cluster: --engine ray")
-    grid = parse_grid(arguments.set_param or [*experiment.DEFAULT_GRID])
+    grid = parse_grid(arguments.set_param or [*EXPERIMENT.default_grid])
     name = arguments.name or default_name(grid)
     if "|" in name:
         raise PipelineError(f"--name must not contain |, which separates the names of a run's sweeps; got {name!r}")
@@ -164,7 +164,7 @@ def tag_rows(points: list[Point], name: str) -> None:
     for point in points:
         if point.experiment not in commits:
             continue
-        outs = dvcfiles.outs_at(commits[point.experiment], experiment.TRAIN)
+        outs = dvcfiles.outs_at(commits[point.experiment], EXPERIMENT.train)
         row = store.find_training(client, experiment_id, fingerprints.fingerprint(point.params, outs))
         if row is None:
             missing.append(point.name)

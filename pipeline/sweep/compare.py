@@ -10,10 +10,12 @@ the precision that `auto` chose). Excluded runs are listed.
 """
 
 import argparse
+import io
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
@@ -26,6 +28,7 @@ from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
 from pipeline.core.metrics import Metric, load_metrics, with_role
 from pipeline.core.params_file import short
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import load_params
 from pipeline.sweep.curves import (
     FOLDER,
@@ -42,6 +45,9 @@ from pipeline.sweep.curves import (
 )
 from pipeline.tracking.store import open_store
 
+if TYPE_CHECKING:
+    from torch import nn
+
 TABLE_PATH = FOLDER / "table.csv"
 MARKDOWN_PATH = FOLDER / "table.md"
 FIGURE_PATH = FOLDER / "test_mse.png"
@@ -54,7 +60,7 @@ LINE_STYLES = (".--", ":", "-.")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--by", default=experiment.DEFAULT_AXIS, help="the parameter on the x-axis (default: %(default)s)"
+        "--by", default=EXPERIMENT.default_axis, help="the parameter on the x-axis (default: %(default)s)"
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--sweep", help="only runs of this sweep")
@@ -74,13 +80,13 @@ def main() -> None:
     by_name = table.rename(columns={arguments.by: short(arguments.by)})
     write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
     write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
-    experiment.save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
-    if not arguments.redraw:
+    save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
+    if not arguments.redraw and EXPERIMENT.draw_models is not None:
         from mlflow.exceptions import MlflowException
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
-            draw_models(curves[0], arguments.by)
+            draw_models(EXPERIMENT.draw_models, curves[0], arguments.by)
         except (PipelineError, MlflowException, OSError) as error:
             print(f"no {RECONSTRUCTIONS_PATH}: {error}")
     print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
@@ -109,7 +115,7 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
     trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
     notes = (
         f"Mean ± sample standard deviation over training seeds, on {data_of(runs)}. Choose by the {select.label} (in "
-        f"bold: the best of each curve), and report the {report.label}. {experiment.COMPARISON_NOTE} "
+        f"bold: the best of each curve), and report the {report.label}. {EXPERIMENT.comparison_note} "
         f"Trained on {trained_on or 'unknown hardware'}."
     )
     references = [
@@ -141,7 +147,14 @@ def mean_and_std(row: dict[Any, Any], metric: Metric) -> str:
 
 def data_of(runs: pd.DataFrame) -> str:
     """The titles of the data sets that runs were trained on."""
-    return ", ".join(map(experiment.data_title, runs[experiment.DATA_PARAMETER].unique()))
+    return ", ".join(map(experiment.data_title, runs[EXPERIMENT.data_parameter].unique()))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG without a date or a version."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
+    write_out(path, content.getvalue())
 
 
 def format_number(value: Any, form: str) -> str:
@@ -168,7 +181,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
                 [places(value) for value in lines[by]],
                 lines[metric.column],
                 lines[f"{metric.column}_std"].fillna(0),
-                label=experiment.MODEL_NAME if number == 0 else f"{experiment.MODEL_NAME}, {differs}",
+                label=EXPERIMENT.model_name if number == 0 else f"{EXPERIMENT.model_name}, {differs}",
                 color=COLORS[number],
                 marker=MARKERS[number],
                 capsize=4,
@@ -192,8 +205,8 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     test.xaxis.set_minor_locator(NullLocator())
     valid.set_title("validation: choose by it", fontsize=12)
     test.set_title("test: report it", fontsize=12)
-    valid.set_ylabel(experiment.METRIC_LABEL, fontsize=12)
-    figure.supxlabel(experiment.AXIS_LABELS.get(by, by), fontsize=12)
+    valid.set_ylabel(EXPERIMENT.metric_label, fontsize=12)
+    figure.supxlabel(EXPERIMENT.axis_labels.get(by, by), fontsize=12)
     for ax in panels:
         ax.tick_params(which="both", labelsize=11)
         ax.grid(which="both", alpha=0.3)
@@ -206,7 +219,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     return figure
 
 
-def draw_models(curve: Curve, by: str) -> None:
+def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, by: str) -> None:
     """Draw what the models of a curve make of the test data, one for each value of `by`, with the lowest seed.
 
     Weights come from the store.
@@ -217,18 +230,18 @@ def draw_models(curve: Curve, by: str) -> None:
     """
     client, _ = open_store()
     chosen = curve.runs.sort_values(SEED).drop_duplicates(by).sort_values(by)
-    name = experiment.SYMBOLS.get(by, short(by))
+    name = EXPERIMENT.symbols.get(by, short(by))
     models = {}
     for run_id, value in zip(chosen["run"], chosen[by], strict=True):
         inputs = client.get_run(run_id).inputs
         entries = inputs.dataset_inputs if inputs else []
         digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == "test"}
-        if not digests or digests != set(md5s([experiment.TEST_PATH]).values()):
-            raise PipelineError(f"{experiment.TEST_PATH} is not what the runs were measured on")
+        if not digests or digests != set(md5s([EXPERIMENT.test_path]).values()):
+            raise PipelineError(f"{EXPERIMENT.test_path} is not what the runs were measured on")
         with tempfile.TemporaryDirectory() as folder:
-            path = client.download_artifacts(run_id, experiment.MODEL_PATH, folder)
-            models[f"{name} = {show(value)}"] = experiment.load_model(path)
-    experiment.save_figure(experiment.draw_models(models), RECONSTRUCTIONS_PATH)
+            path = client.download_artifacts(run_id, EXPERIMENT.model_path, folder)
+            models[f"{name} = {show(value)}"] = EXPERIMENT.load_model(path)
+    save_figure(draw(models), RECONSTRUCTIONS_PATH)
 
 
 if __name__ == "__main__":

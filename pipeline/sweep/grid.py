@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.errors import PipelineError
 from pipeline.core.params_file import parse_values, short
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params, load_params
 from pipeline.tracking import fingerprints
 
@@ -95,7 +95,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
 def shared_stages(points: list[Point]) -> list[str]:
     """The stages whose outs are the same for all points, by the working folder's dvc.yaml: those before the training
     that no parameter reaches in which a point differs from the workspace."""
-    of_a_point = dvcfiles.with_descendants({experiment.TRAIN})
+    of_a_point = dvcfiles.with_descendants({EXPERIMENT.train})
     return [stage for stage in dvcfiles.stages_without(changed_names(points)) if stage not in of_a_point]
 
 

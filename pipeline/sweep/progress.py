@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import yaml
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.files import numbers
 from pipeline.core.metrics import METRICS_PATH, Metric, in_mlflow, parse_metrics, with_role
+from pipeline.experiment import EXPERIMENT
 
 # The least time between two lines in a log, and between two changes of the line on a terminal.
 SECONDS_BETWEEN_SWEEP_LINES = 60.0
@@ -41,7 +41,7 @@ class PointResult(NamedTuple):
     def read(cls, text_of: Callable[[str], str]) -> "PointResult":
         """From the texts of a repository's files, by their paths."""
         stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
-        files = [path for stage in (experiment.TRAIN, experiment.EVALUATE) for path in dvcfiles.outs_of(stages[stage])]
+        files = [path for stage in (EXPERIMENT.train, EXPERIMENT.evaluate) for path in dvcfiles.outs_of(stages[stage])]
         values: dict[str, float] = {}
         for path in files:
             if path.endswith(".json"):

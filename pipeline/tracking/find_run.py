@@ -6,15 +6,15 @@ python -m pipeline.tracking.find_run [FILE]      (default: the model in the work
 import argparse
 from pathlib import Path
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.errors import PipelineError, run_command
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking.store import open_store, search_all
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", default=experiment.MODEL_PATH)
+    parser.add_argument("file", nargs="?", default=EXPERIMENT.model_path)
     path = parser.parse_args().file
     if not Path(path).is_file():
         raise PipelineError(f"there is no file {path}; `dvc checkout` brings the last results back")

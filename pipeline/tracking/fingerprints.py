@@ -5,9 +5,9 @@ import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.params_file import short
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import provenance
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ LONGEST_NAME = 100
 def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
     """A hash of all parameters and of everything that training wrote: {path: MD5}, by default the workspace's."""
     if outs is None:
-        outs = dvcfiles.md5s(dvcfiles.declared(experiment.TRAIN)["outs"])
+        outs = dvcfiles.md5s(dvcfiles.declared(EXPERIMENT.train)["outs"])
     return _hash({"params": params.flat(), "outs": outs})
 
 
 def evaluation_hash() -> str:
     """A hash of everything that evaluation read and wrote."""
-    declared = dvcfiles.declared(experiment.EVALUATE)
+    declared = dvcfiles.declared(EXPERIMENT.evaluate)
     return _hash(dvcfiles.contents(dvcfiles.md5s(declared["deps"] + declared["outs"])))
 
 
@@ -51,7 +51,7 @@ def run_name(params: "Params", varied: Collection[str] = ()) -> str:
     """
     values, committed = params.flat(), provenance.committed_params()
     differing = [name for name, value in values.items() if committed.get(name, value) != value]
-    usual = experiment.run_name(params)
+    usual = EXPERIMENT.run_name(params)
     others = [name for name in dict.fromkeys([*varied, *differing]) if name not in usual]
     text = " ".join(filter(None, [*usual.values(), *(f"{short(name)}={values[name]}" for name in others)]))
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"

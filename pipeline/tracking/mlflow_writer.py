@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import experiment
 from pipeline.core import processes
 from pipeline.core.errors import PipelineError
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking.journal import Event, Journal, one_line, runs_waited_for
 from pipeline.tracking.tags import JOURNAL_TAG, REPOSITORY_TAG
 
@@ -31,7 +31,7 @@ def import_for_the_model() -> None:
     """Imports that take seconds, while the training goes on."""
     import mlflow.pytorch  # noqa: F401
 
-    experiment.example_input()
+    EXPERIMENT.example_input()
 
 
 def batch_of(events: list[Event]) -> list[Event]:
@@ -165,7 +165,7 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
             run = client.get_run(run_id)
             found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
             logged = next(iter(found), None) or client.create_logged_model(
-                run.info.experiment_id, experiment.MODEL_NAME, run_id, params=run.data.params
+                run.info.experiment_id, EXPERIMENT.model_name, run_id, params=run.data.params
             )
         description.model_id = logged.model_id
         description.save(f"{path}/MLmodel")
@@ -185,7 +185,7 @@ def _export(weights: Path, path: str, description: "Model") -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    model, example = experiment.load_model(str(weights)).eval(), experiment.example_input()
+    model, example = EXPERIMENT.load_model(str(weights)).eval(), EXPERIMENT.example_input()
     with torch.no_grad():
         answer = model(torch.from_numpy(example)).numpy()
     given, returned = (Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, answer))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pipeline import experiment
+from pipeline.experiment import EXPERIMENT
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -32,7 +32,7 @@ def report(message: str) -> None:
 
 def announce_data(params: "Params") -> None:
     """Print the experiment's notice on its data, if it has one."""
-    if (notice := experiment.notice(params)) is not None:
+    if (notice := EXPERIMENT.notice(params)) is not None:
         print(notice, flush=True)
 
 
@@ -52,7 +52,7 @@ class TrainingProgress:
         self._bar = tqdm(
             total=self._n_examples,
             desc=f"epoch {epoch:>{len(str(self._n_epochs))}}/{self._n_epochs}",
-            unit=f" {experiment.EXAMPLES}",
+            unit=f" {EXPERIMENT.examples}",
             unit_scale=True,
             disable=not self._show_bars,
         )
@@ -64,7 +64,7 @@ class TrainingProgress:
         """Nobody sees it."""
 
     def on_epoch(self, record: Any, seconds: float) -> None:
-        shown = ", ".join(f"{label} {getattr(record, column):.5f}" for column, label in experiment.BY_EPOCH.items())
+        shown = ", ".join(f"{label} {getattr(record, column):.5f}" for column, label in EXPERIMENT.by_epoch.items())
         self._bar.set_postfix_str(shown)
         self._bar.close()
         last = record.epoch == self._n_epochs
@@ -74,6 +74,6 @@ class TrainingProgress:
             self._last_line = time.monotonic()
             print(
                 f"epoch {record.epoch}/{self._n_epochs}: {shown}, "
-                f"{self._n_examples / seconds:,.0f} {experiment.EXAMPLES}/s",
+                f"{self._n_examples / seconds:,.0f} {EXPERIMENT.examples}/s",
                 flush=True,
             )

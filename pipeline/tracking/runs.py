@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline import experiment
 from pipeline.core import dvcfiles, processes
 from pipeline.core.files import numbers
 from pipeline.core.repository import main_root
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import delivery, provenance, store
 from pipeline.tracking.fingerprints import code_tag, evaluation_hash, fingerprint, run_name
 from pipeline.tracking.journal import Event, Journal, journals, now_ms, one_line
@@ -96,7 +96,7 @@ class TrainingRun:
         self._warned = True
 
     def start(self, params: "Params", device: str) -> None:
-        environment = experiment.environment(params, device)
+        environment = EXPERIMENT.environment(params, device)
         tags = provenance.tags() | {f"env.{name}": value for name, value in environment.items()}
         for earlier in journals(main_root()):
             with suppress(FileNotFoundError):  # delivered a moment ago
@@ -108,7 +108,7 @@ class TrainingRun:
             for record in self._continued.epochs:
                 journal.append(_epoch(record, {}))
             _append_diff(journal)
-            _append_inputs(journal, experiment.TRAIN, params)
+            _append_inputs(journal, EXPERIMENT.train, params)
         self.id, self.journal = run, journal
         self._delivery = delivery.start_delivery(journal)
 
@@ -120,7 +120,7 @@ class TrainingRun:
 
     def on_epoch(self, record: Any, seconds: float) -> None:
         """An epoch's record, a dataclass, and the seconds that its training steps took."""
-        speed = {f"{experiment.EXAMPLES}_per_second": self._n_examples / seconds}
+        speed = {f"{EXPERIMENT.examples}_per_second": self._n_examples / seconds}
         self.log_epoch(asdict(record), epoch_seconds=seconds, **speed)
         self._n_examples = 0
 
@@ -150,7 +150,7 @@ class TrainingRun:
     def _write_training_outputs(self, params: "Params") -> None:
         assert self.journal is not None
         self._model = _append_training_outputs(self.journal, params)
-        if dvcfiles.is_up_to_date(experiment.EVALUATE):
+        if dvcfiles.is_up_to_date(EXPERIMENT.evaluate):
             _append_evaluation(self.journal, params)
 
     def end(self, status: str) -> None:
@@ -209,10 +209,10 @@ def write_evaluation(params: "Params") -> Journal:
     with Journal.create(main_root()) as journal:
         start = _start(params, provenance.tags() | {"replayed": "true"})
         journal.append(start | {"fingerprint": fingerprint(params), "evaluation": evaluation_hash()})
-        for record in pd.read_csv(experiment.HISTORY_PATH).to_dict("records"):
+        for record in pd.read_csv(EXPERIMENT.history_path).to_dict("records"):
             journal.append(_epoch({str(name): value for name, value in record.items()}, {}) | {"replay": True})
         _append_diff(journal, replay=True)
-        _append_inputs(journal, experiment.TRAIN, params, replay=True)
+        _append_inputs(journal, EXPERIMENT.train, params, replay=True)
         model = _append_training_outputs(journal, params, replay=True)
         _append_evaluation(journal, params)
         journal.append({"kind": "end", "status": "FINISHED", "replay": True}, *model)
@@ -259,16 +259,16 @@ def _append_diff(journal: Journal, **replay: bool) -> None:
 def _append_training_outputs(journal: Journal, params: "Params", **replay: bool) -> list[Event]:
     """All that training leaves but the model in MLflow's format, whose event is returned."""
     journal.append_artifact(Path("params.yaml"), "", **replay)
-    _append_outs(journal, experiment.TRAIN, **replay)
-    model = experiment.MODEL_PATH
+    _append_outs(journal, EXPERIMENT.train, **replay)
+    model = EXPERIMENT.model_path
     tags = {"fingerprint": fingerprint(params), "model.md5": dvcfiles.md5s([model])[model]}
     journal.append({"kind": "tags", "values": tags} | replay)
     return [{"kind": "model", "time": now_ms(), "file": journal.keep(Path(model))} | replay]
 
 
 def _append_evaluation(journal: Journal, params: "Params") -> None:
-    _append_outs(journal, experiment.EVALUATE)
-    _append_inputs(journal, experiment.EVALUATE, params)
+    _append_outs(journal, EXPERIMENT.evaluate)
+    _append_inputs(journal, EXPERIMENT.evaluate, params)
     # Last, for it says that the rest is there.
     journal.append({"kind": "tags", "values": {"evaluation": evaluation_hash()}})
 
@@ -287,7 +287,7 @@ def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: boo
     listing = journal.folder / f"{stage}.json"
     listing.write_text(json.dumps(hashes, indent=2) + "\n")
     journal.append_artifact(listing, "inputs", **replay)
-    data = experiment.data_name(params)
+    data = EXPERIMENT.data_name(params)
     data_sets = [
         {
             "name": f"{data}-{Path(path).stem}",
@@ -296,6 +296,6 @@ def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: boo
             "context": Path(path).stem,
         }
         for path, md5 in hashes.items()
-        if path.startswith(experiment.DATA_FOLDER)
+        if path.startswith(EXPERIMENT.data_folder)
     ]
     journal.append({"kind": "inputs", "data_sets": data_sets} | replay)

@@ -19,9 +19,9 @@ from urllib.request import url2pathname, urlopen
 
 from filelock import FileLock
 
-from pipeline import experiment
 from pipeline.core.errors import PipelineError, on_one_line
 from pipeline.core.repository import main_root
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.tags import FINGERPRINT_TAG
 
@@ -99,7 +99,7 @@ def store_name(uri: str, root: Path) -> str:
 
 def experiment_name() -> str:
     """MLFLOW_EXPERIMENT_NAME if it is set, else this project's own."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment.NAME
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT.name
 
 
 def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:

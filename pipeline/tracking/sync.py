@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.dvc_cli import mend_torn_locks
 from pipeline.core.errors import BUG, PipelineError, run_command
 from pipeline.core.git import experiments, file_at
 from pipeline.core.repository import main_root
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import load_params
 from pipeline.tracking import delivery, fingerprints, runs
 from pipeline.tracking.journal import journals, one_line, stores_waited_for
@@ -98,7 +98,7 @@ def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
         commit = commits.get((run.data.tags.get("dvc.baseline", ""), run.data.tags["dvc.experiment"]))
         if commit is None or COMMIT_TAG in run.data.tags:
             continue
-        if run.data.tags.get("model.md5") in dvcfiles.outs_at(commit, experiment.TRAIN).values():
+        if run.data.tags.get("model.md5") in dvcfiles.outs_at(commit, EXPERIMENT.train).values():
             add_lock(client, run, file_at(commit, "dvc.lock") or "")
             client.set_tag(run.info.run_id, COMMIT_TAG, commit)
             count += 1

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from pipeline import experiment
 from pipeline.core import dvcfiles
 from pipeline.core.metrics import Metric
+from pipeline.experiment import EXPERIMENT
 from pipeline.review import verify
 from tests.helpers import edited, git, run, small_params, write_params
 
@@ -97,7 +97,7 @@ def test_weights_follow_the_metrics(tmp_dir: Path) -> None:
 
 def test_data_must_be_the_same_to_the_bit(tmp_dir: Path) -> None:
     """Also floats, and where only its hash is known. Data is what lies in the experiment's folder for it."""
-    path = f"{experiment.DATA_FOLDER}train.safetensors"
+    path = f"{EXPERIMENT.data_folder}train.safetensors"
     for dtype in (np.uint8, np.float32):
         old, new = save({"images": np.array([1, 2], dtype)}), save({"images": np.array([1, 3], dtype)})
         for committed in (True, False):

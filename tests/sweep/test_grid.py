@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.experiment import DEFAULT_GRID
+from pipeline.experiment import EXPERIMENT
 from pipeline.params import load_params
 from pipeline.sweep.grid import default_name, digest_in_lock, make_points, parse_grid, shared_stages
 from pipeline.tracking import fingerprints
@@ -16,7 +16,7 @@ from tests.helpers import small_params, write_params
 
 def test_the_default_grid_is_six_sizes_times_three_seeds(workspace: Path) -> None:
     """18 points, all sizes of the first seed before the second, with names that read."""
-    points = make_points(parse_grid([*DEFAULT_GRID]))
+    points = make_points(parse_grid([*EXPERIMENT.default_grid]))
     assert len({point.experiment for point in points}) == 18
     assert [point.name for point in points[:7]] == [
         *(f"digits k={size} seed=0" for size in (2, 4, 8, 16, 32, 64)),

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.core import processes
-from pipeline.experiment import NAME
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import delivery, mlflow_writer, runs
 from pipeline.tracking.journal import Journal, journals
 from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until, working_in
@@ -289,7 +289,7 @@ def test_files_have_longer_to_upload_than_an_answer_may_take(
     server = ThreadingHTTPServer(("127.0.0.1", 0), Storage)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     location = f"http://127.0.0.1:{server.server_address[1]}/api/2.0/mlflow-artifacts/artifacts"
-    MlflowClient(store).create_experiment(NAME, artifact_location=location)
+    MlflowClient(store).create_experiment(EXPERIMENT.name, artifact_location=location)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     runs.log_evaluation(PARAMS)
     left = delivery.deliver_all(results)

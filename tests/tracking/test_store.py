@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from pipeline.core.errors import PipelineError
-from pipeline.experiment import NAME
+from pipeline.experiment import EXPERIMENT
 from pipeline.server import postgres
 from pipeline.tracking.store import (
     answers,
@@ -81,7 +81,7 @@ def test_the_experiment_keeps_its_artifacts_under_the_root(
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
     experiment = client.get_experiment(experiment_id)
-    assert experiment.name == NAME
+    assert experiment.name == EXPERIMENT.name
     assert experiment.artifact_location == (tmp_dir / "mlartifacts").as_uri()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert client.get_experiment(open_store()[1]).name == "another"
@@ -127,7 +127,7 @@ def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path)
     assert f"#/experiments/{results[0]}/runs" in link
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
-    assert names == [NAME]
+    assert names == [EXPERIMENT.name]
 
 
 OPEN_AT_ONCE = (
