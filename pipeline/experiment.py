@@ -147,7 +147,8 @@ EXPERIMENT = Experiment(
     symbols={"model.bottleneck_size": "k"},
     metric_label="MSE per pixel (pixels 0…1)",
     comparison_note="The weights are those with the best validation MSE. PSNR, ratio and accuracies are of the test "
-    "set. The classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same size.",
+    "set. The classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same "
+    "size.",
     draw_models=draw_models,
     folded=("test.digit_mse.", "Single digits"),
 )
