@@ -1,0 +1,71 @@
+"""This experiment, for the machinery: core/form.py tells what each entry means."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.form import Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from pipeline.params import Params
+
+TITLES = {"wine": "Italian wines", "breast_cancer": "breast cancer"}
+
+
+def run_name(params: "Params") -> dict[str, str]:
+    """`hidden=16 seed=0`"""
+    return {"model.hidden_size": f"hidden={params.model.hidden_size}", "train.seed": f"seed={params.train.seed}"}
+
+
+def environment(_params: "Params", device: str) -> dict[str, str]:
+    """Versions and hardware."""
+    from pipeline.classifier.training import environment
+
+    return environment(device)
+
+
+def load_model(path: str) -> "nn.Module":
+    """The classifier in a file that the training wrote."""
+    from pipeline.classifier.network import load_model
+
+    return load_model(Path(path))
+
+
+def example_input() -> "np.ndarray":
+    """Two rows of the prepared table."""
+    from pipeline.classifier.data import load_table
+
+    return load_table(Path(EXPERIMENT.test_path)).features[:2]
+
+
+def summary() -> str:
+    """Of the test."""
+    test = json.loads(Path("reports/evaluate.json").read_text())["test"]
+    return (
+        f"Test accuracy {test['accuracy']:.1%}, log-loss {test['log_loss']:.3f}; "
+        f"the largest class has {test['share_of_the_largest_class']:.1%}"
+    )
+
+
+EXPERIMENT = Experiment(
+    name="table-classifier",
+    model_name="classifier",
+    model_path="models/classifier.safetensors",
+    data_folder="data/prepared/",
+    test_path="data/prepared/test.safetensors",
+    run_name=run_name,
+    environment=environment,
+    load_model=load_model,
+    example_input=example_input,
+    summary=summary,
+    data_title=lambda name: TITLES.get(name, name),
+    by_epoch={"train_log_loss": "train log-loss", "valid_log_loss": "validation log-loss"},
+    examples="rows",
+    default_grid=("model.hidden_size=4,16,64", "train.seed=0,1,2"),
+    default_axis="model.hidden_size",
+    axis_labels={"model.hidden_size": "hidden units"},
+    metric_label="log-loss (nats)",
+)
