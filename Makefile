@@ -5,7 +5,7 @@ TORCH ?= default
 PORT ?= 5000
 HOST ?= 127.0.0.1
 BASE ?= origin/main
-GRID ?= model.bottleneck_size=2,4,8,16,32,64 train.seed=0,1,2
+GRID ?=
 HEAD ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -53,7 +53,7 @@ experiments: setup ## the experiments side by side: parameters that differ, vali
 	    --drop '.*/|accuracy|codes|dataset$$|test\.|valid\.|model\.n_parameters'
 
 sweep: $(if $(ENGINE),setup-cluster,setup) ## run a grid of parameters (GRID='train.lr=0.002,0.005 …' JOBS=N SWEEP=NAME ENGINE=ray ADDRESS=…)
-	@$(BIN)/python -m pipeline.sweep -S '$(GRID)' $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)') \
+	@$(BIN)/python -m pipeline.sweep $(if $(GRID),-S '$(GRID)') $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)') \
 	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 compare: setup ## a table and figures of the runs: reports/compare/ (BY=train.lr SWEEP=NAME REDRAW=1)

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-
 from pipeline.classifier.data import load_table
 from pipeline.classifier.network import Classifier, save_model
 from pipeline.classifier.training import State, environment, fit, pack, unpack
+
 from pipeline.core import dvcfiles
 from pipeline.core.checkpoint import Checkpoint
 from pipeline.core.environment import record

@@ -9,10 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from pipeline.classifier.network import Classifier
 from safetensors.torch import load, save
 from torch.nn import functional as F
-
-from pipeline.classifier.network import Classifier
 
 if TYPE_CHECKING:
     from pipeline.params import TrainParams
