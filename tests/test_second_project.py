@@ -58,10 +58,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
     with edited(second / "params.yaml", f"n_epochs: {N_EPOCHS}", "n_epochs: 600"):
         run(second, "dvc", "repro", PIPELINE_TRACKING="0")
         expected = model.read_bytes()
-        text = (second / "pipeline/core/checkpoint.py").read_text()
-        with edited(
-            second / "pipeline/core/checkpoint.py", f"SECONDS_BETWEEN = {SECONDS_BETWEEN}", "SECONDS_BETWEEN = 0.0"
-        ):
+        module, often = second / "pipeline/core/checkpoint.py", "SECONDS_BETWEEN = 0.0"
+        with edited(module, f"SECONDS_BETWEEN = {SECONDS_BETWEEN}", often):
             dvc = start(second, "dvc", "repro", "--force", "--single-item", "train")
             wait_until(lambda: list((second / ".checkpoints").glob("*.state")))
             os.killpg(dvc.pid, signal.SIGKILL)

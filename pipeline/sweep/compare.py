@@ -22,7 +22,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from pipeline import experiment
 from pipeline.core.dvcfiles import md5s
 from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
@@ -147,7 +146,7 @@ def mean_and_std(row: dict[Any, Any], metric: Metric) -> str:
 
 def data_of(runs: pd.DataFrame) -> str:
     """The titles of the data sets that runs were trained on."""
-    return ", ".join(map(experiment.data_title, runs[EXPERIMENT.data_parameter].unique()))
+    return ", ".join(map(EXPERIMENT.data_title, runs[EXPERIMENT.data_parameter].unique()))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

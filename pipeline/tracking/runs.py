@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline.core import dvcfiles, processes
+from pipeline.core.errors import PipelineError
 from pipeline.core.files import numbers
 from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
@@ -274,11 +275,23 @@ def _append_evaluation(journal: Journal, params: "Params") -> None:
 
 
 def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:
-    """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics."""
+    """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics.
+
+    Raises:
+        PipelineError: a number has the name of a metric by epoch.
+    """
+    with Path(EXPERIMENT.history_path).open() as history:
+        by_epoch = set(map(epoch_metric, history.readline().strip().split(",")))
     for path in map(Path, dvcfiles.declared(stage)["outs"]):
         journal.append_artifact(path, str(path.parent), **replay)
         if path.suffix == ".json":
-            journal.append({"kind": "metrics", "values": numbers(json.loads(path.read_text()))} | replay)
+            values = numbers(json.loads(path.read_text()))
+            if twice := values.keys() & by_epoch:
+                raise PipelineError(
+                    f"{path} and {EXPERIMENT.history_path} both have {', '.join(sorted(twice))}, and MLflow would have "
+                    "one metric for two: rename one"
+                )
+            journal.append({"kind": "metrics", "values": values} | replay)
 
 
 def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: bool) -> None:

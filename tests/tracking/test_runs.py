@@ -344,3 +344,14 @@ def test_the_tag_code_is_that_of_the_code_of_the_stages(results: Path, store: st
     assert tags[0] == tags[1]
     assert tags[0] != tags[2]
     assert tags[2] == fingerprints.code_tag()
+
+
+def test_a_number_with_the_name_of_a_metric_by_epoch_is_an_error(
+    results: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them would stand in the other's curve. Nothing of the evaluation gets to MLflow, and it says why."""
+    Path("reports/evaluate.json").write_text('{"valid": {"mse": 0.5}}')
+    runs.log_evaluation(PARAMS)
+    assert "reports/evaluate.json and reports/history.csv both have valid/mse" in capsys.readouterr().err
+    delivery.deliver_all(results)
+    assert stored(store) == []

@@ -102,7 +102,7 @@ def write_results(model: Classifier, state: State, n_parameters: int) -> None:
     writer.writerows(map(asdict, state.history))
     write_out(HISTORY_PATH, table.getvalue())
     best = min(state.history, key=lambda record: record.valid_log_loss)
-    metrics = {"valid": {"log_loss": best.valid_log_loss, "best_epoch": best.epoch}}
+    metrics = {"valid": {"best_log_loss": best.valid_log_loss, "best_epoch": best.epoch}}
     write_out(METRICS_PATH, json.dumps(metrics | {"model": {"n_parameters": n_parameters}}, indent=2) + "\n")
     print(f"best validation log-loss {best.valid_log_loss:.4f} in epoch {best.epoch}")
 
