@@ -47,6 +47,7 @@ def test_a_run_is_in_mlflow_with_its_metrics_and_its_model(second: Path, monkeyp
     assert row.data.metrics["test/accuracy"] == evaluation["accuracy"] > 0.8
     assert {"train/log_loss", "valid/log_loss", "time/rows_per_second"} <= row.data.metrics.keys()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{second}/mlflow.db")
+    assert row.outputs is not None
     (model,) = row.outputs.model_outputs
     loaded = mlflow.pytorch.load_model(f"models:/{model.model_id}")
     assert loaded(torch.zeros(3, 13)).shape == (3, 3)
