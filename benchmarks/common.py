@@ -12,7 +12,15 @@ from torch import nn
 
 from pipeline.autoencoder import environment
 from pipeline.autoencoder.splits import load_split
-from pipeline.autoencoder.trainer import PRECISIONS, Callback, EpochRecord, fit, has_bfloat16, make_deterministic
+from pipeline.autoencoder.trainer import (
+    PRECISIONS,
+    Callback,
+    EpochRecord,
+    TrainingState,
+    fit,
+    has_bfloat16,
+    make_deterministic,
+)
 from pipeline.params import Params, TrainParams, load_params
 
 RESULTS = Path("reports/benchmarks")
@@ -42,7 +50,7 @@ class Epochs(Callback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def on_epoch(self, _: EpochRecord, seconds: float) -> None:
+    def on_epoch(self, _record: EpochRecord, seconds: float, _state: TrainingState) -> None:
         self.seconds.append(seconds)
 
 

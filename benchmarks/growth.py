@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import committed_params, load_pixels, machine, write_result
 from pipeline.autoencoder.model import Architecture, AutoEncoder
-from pipeline.autoencoder.trainer import Callback, EpochRecord, fit, steps_of_epoch
+from pipeline.autoencoder.trainer import Callback, EpochRecord, TrainingState, fit, steps_of_epoch
 
 N_EPOCHS = 50
 EACH_END = 10
@@ -32,7 +32,7 @@ def main() -> None:
     resident: list[float] = []
 
     class Growth(Callback):
-        def on_epoch(self, record: EpochRecord, seconds: float) -> None:
+        def on_epoch(self, record: EpochRecord, seconds: float, _state: TrainingState) -> None:
             speeds.append(n_steps * batch_size / seconds)
             resident.append(psutil.Process().memory_info().rss / 1e6)
             print(f"epoch {record.epoch}: {speeds[-1]:,.0f} images/s, {resident[-1]:,.0f} MB", flush=True)

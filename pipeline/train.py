@@ -14,24 +14,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline.autoencoder import environment
-from pipeline.autoencoder.checkpoint import StateKeeper, Stopped
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.splits import load_split
 from pipeline.autoencoder.trainer import (
+    STATE_TYPES,
     fit,
     make_deterministic,
     resolve_device,
     resolve_precision,
     steps_of_epoch,
 )
-from pipeline.core import dvcfiles
-from pipeline.core.environment import record
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_out
 from pipeline.params import TrainParams, load_params
-from pipeline.tracking import runs
-from pipeline.tracking.progress import TrainingProgress, announce_data
+from pipeline.tracking.progress import announce_data
+from pipeline.tracking.training import training
 
 TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
@@ -50,13 +47,11 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    keeper = StateKeeper(params, str(device))
-    with keeper.resumed() as stopped, runs.training_run(params, str(device), continued(stopped)) as run:
-        keeper.run = run.id
-        n_images = math.prod(steps_of_epoch(len(train), params.train.batch_size))  # that an epoch trains on
-        first_epoch = len(stopped.state.result.history) + 1 if stopped else 1
-        progress = TrainingProgress(params.train.n_epochs, n_images, first_epoch)
-        result = fit(model, train, valid, params.train, [progress, keeper, run], stopped.state if stopped else None)
+    n_images = math.prod(steps_of_epoch(len(train), params.train.batch_size))  # that an epoch trains on
+    with training(
+        params, str(device), n_epochs=params.train.n_epochs, n_examples=n_images, state_types=STATE_TYPES
+    ) as run:
+        result = fit(model, train, valid, params.train, [run], run.state)
         best = result.history[result.best_epoch - 1]
 
         model.cpu().load_state_dict(result.weights)
@@ -67,10 +62,6 @@ def main() -> None:
             "model": {"n_parameters": n_parameters},
         }
         write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
-        record(
-            dvcfiles.md5s([*map(str, (MODEL_PATH, HISTORY_PATH, METRICS_PATH))]), environment.fingerprint(str(device))
-        )
-        run.log_training_outputs(params)
     print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")
 
 
@@ -88,11 +79,6 @@ def set_up(params: TrainParams) -> torch.device:
 def load_pixels(path: Path, device: torch.device) -> torch.Tensor:
     """A split's images as float32 [n, 784] in 0…1."""
     return torch.from_numpy(load_split(path).pixels()).to(device)
-
-
-def continued(stopped: Stopped | None) -> runs.Continued | None:
-    """The row and the epochs of a training that was stopped."""
-    return runs.Continued(stopped.run, list(map(asdict, stopped.state.result.history))) if stopped else None
 
 
 if __name__ == "__main__":

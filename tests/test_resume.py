@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.autoencoder.checkpoint import unpack
+from pipeline.autoencoder.trainer import STATE_TYPES
 from pipeline.core import checkpoint, dvcfiles
 from pipeline.core.dvc_cli import mend_torn_locks
 from pipeline.core.repository import CHECKPOINTS
 from pipeline.tracking import delivery
 from pipeline.tracking.journal import journals
+from pipeline.tracking.training import unpack
 from tests.helpers import (
     copy_project,
     environment,
@@ -106,7 +107,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
             n_from_nothing += tracking == "1" and saved_epochs(here) == 0
             n_saving += kill_once(here, moment, choose, tracking)
         output = run(here, "dvc", "repro", PIPELINE_TRACKING=tracking).stdout
-        n_gone_on += "going on after epoch" in output
+        n_gone_on += "resuming after epoch" in output
         assert differing(results(here), undisturbed) == []
         if tracking == "1":
             wait_until(lambda: delivery.deliver_all(here) == [])
@@ -172,7 +173,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     # Whatever follows the line with which it begins; the kill may come right after that line.
     said = log.read_text().partition(" parameters on ")[2].partition("\n")[2]
     if before and said:
-        assert f"going on after epoch {before} of {N_EPOCHS}" in said
+        assert f"resuming after epoch {before} of {N_EPOCHS}" in said
     return was_saving
 
 
@@ -181,7 +182,8 @@ def saved_epochs(here: Path) -> int:
     recorded = (here / "dvc.lock").stat().st_mtime
     finished = [path for path in (here / CHECKPOINTS).glob("*.finished") if path.stat().st_mtime > recorded]
     for path in [*(here / CHECKPOINTS).glob("*.state"), *finished]:
-        return len(unpack(path.read_bytes()[checkpoint.DIGEST_BYTES :].partition(b"\n")[2]).result.history)
+        content = path.read_bytes()[checkpoint.DIGEST_BYTES :].partition(b"\n")[2]
+        return len(unpack(content, STATE_TYPES)[1])
     return 0
 
 
@@ -310,7 +312,7 @@ def test_a_full_disk(committed: Path) -> None:
 
     (committed / MODEL).unlink()
     done = run(committed, "dvc", "repro")
-    assert "going on after epoch 2 of 2" in done.stdout
+    assert "resuming after epoch 2 of 2" in done.stdout
     assert (committed / MODEL).read_bytes() == model
 
 

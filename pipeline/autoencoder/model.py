@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_out
+from pipeline.core.files import reading, write_out
 
 if TYPE_CHECKING:
     from pipeline.params import ModelParams
@@ -93,14 +92,9 @@ def load_model(path: str | Path) -> AutoEncoder:
     Raises:
         PipelineError: the file is missing or damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; `dvc repro train` makes it")
-    try:
+    with reading(Path(path), "train"):
         with safe_open(path, framework="pt") as file:
             stored = json.loads(file.metadata()["architecture"])
         model = AutoEncoder(Architecture(**stored | {"hidden_sizes": tuple(stored["hidden_sizes"])}))
         model.load_state_dict(load_file(path))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError):
-        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro train` brings it back") from None
     return model.eval()

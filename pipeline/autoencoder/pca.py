@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from sklearn.decomposition import PCA
 
 from pipeline.autoencoder.splits import IMAGE_SHAPE
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_out
+from pipeline.core.files import reading, write_out
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,9 @@ def load_pca(path: Path) -> PcaModel:
     Raises:
         PipelineError: the file is missing, damaged or holds something else.
     """
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; `dvc repro baselines` makes it")
-    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro baselines` brings it back")
-    try:
-        tensors = load_file(path)
-        pca = PcaModel(tensors["mean"], tensors["components"])
-    except (SafetensorError, KeyError, OSError):
-        raise damaged from None
-    shape = (math.prod(IMAGE_SHAPE),)
-    if not (pca.mean.shape == shape == pca.components.shape[1:] and pca.mean.dtype == pca.components.dtype == "f4"):
-        raise damaged
+    with reading(path, "baselines"):
+        pca = PcaModel(**load_file(path))
+        shape = (math.prod(IMAGE_SHAPE),)
+        if not (pca.mean.shape == shape == pca.components.shape[1:] and pca.mean.dtype == pca.components.dtype == "f4"):
+            raise ValueError
     return pca

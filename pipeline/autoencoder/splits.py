@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_out
+from pipeline.core.files import reading, write_out
 
 IMAGE_SHAPE = (28, 28)
 
@@ -39,19 +37,11 @@ def load_split(path: Path) -> Split:
     Raises:
         PipelineError: the file is missing, damaged or holds something else.
     """
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; `dvc repro prepare` makes it")
-    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro prepare` brings it back")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError):
-        raise damaged from None
-    if tensors.keys() != {"images", "labels"}:
-        raise damaged
-    split = Split(tensors["images"], tensors["labels"])
-    n = split.images.shape[0] if split.images.ndim else 0
-    if n == 0 or split.images.shape != (n, *IMAGE_SHAPE) or split.labels.shape != (n,):
-        raise damaged
-    if split.images.dtype != np.uint8 or split.labels.dtype != np.uint8 or split.labels.max() > 9:
-        raise damaged
+    with reading(path, "prepare"):
+        split = Split(**load_file(path))
+        n = split.images.shape[0] if split.images.ndim else 0
+        if n == 0 or split.images.shape != (n, *IMAGE_SHAPE) or split.labels.shape != (n,):
+            raise ValueError
+        if split.images.dtype != np.uint8 or split.labels.dtype != np.uint8 or split.labels.max() > 9:
+            raise ValueError
     return split

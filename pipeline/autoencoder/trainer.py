@@ -56,19 +56,19 @@ class TrainingState:
     result: FitResult  # of the epochs so far
 
 
+# The classes that a state is made of, beside tensors and numbers.
+STATE_TYPES = (TrainingState, FitResult, EpochRecord)
+
+
 class Callback(Protocol):
-    """What `fit` tells while it trains. A subclass overrides what it needs."""
+    """What `fit` calls while it trains. A subclass overrides what it needs."""
 
     def on_batch(self, _n_images: int, /) -> None:
         """A step was taken, on so many images."""
         return
 
-    def on_state(self, _state: TrainingState, /) -> None:
-        """An epoch has ended in this state. Its tensors change with the next step."""
-        return
-
-    def on_epoch(self, _record: EpochRecord, _seconds: float, /) -> None:
-        """An epoch has ended, told after its state; its training steps took so many seconds."""
+    def on_epoch(self, _record: EpochRecord, _seconds: float, _state: TrainingState, /) -> None:
+        """An epoch has ended. Its training steps took so many seconds; the state's tensors change with the next one."""
         return
 
 
@@ -88,14 +88,14 @@ def fit(
 ) -> FitResult:
     """Minimise a loss by AdamW, and keep the weights of the epoch with the lowest validation MSE.
 
-    Started from any of the states that it tells, it returns the very bits that it would have returned.
+    Started from a state that a callback got, it returns the very bits that it would have returned without a stop.
 
     Args:
         model: images [n, 784] to reconstructions [n, 784], on the device to train on, as are `train` and `valid`;
             its weights are changed.
         train, valid: float32 [n, 784], pixels in 0…1.
-        callbacks: told of each batch and epoch, in their order.
-        state: to go on from, of a training with equal parameters and data; else it starts anew.
+        callbacks: called for each batch and epoch, in this order.
+        state: to resume from, of a training with equal parameters and data; None starts from the model's weights.
 
     Raises:
         PipelineError: a loss is not finite; the message names the epoch.
@@ -145,10 +145,9 @@ def fit(
             best_mse, best_epoch = record.valid_mse, epoch
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         result = FitResult(weights, best_epoch, list(history))
+        state = TrainingState(model.state_dict(), step.optimizer_state(), result)
         for callback in callbacks:
-            callback.on_state(TrainingState(model.state_dict(), step.optimizer_state(), result))
-        for callback in callbacks:
-            callback.on_epoch(record, seconds)
+            callback.on_epoch(record, seconds, state)
     return FitResult(weights, best_epoch, history)
 
 

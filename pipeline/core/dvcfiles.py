@@ -4,6 +4,7 @@ Inside a stage DVC cannot be asked: it holds its lock while the stage runs.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,26 +80,45 @@ def md5s(paths: list[str]) -> dict[str, str]:
 def stages_without(names: Iterable[str]) -> list[str]:
     """The stages that no parameter of these dotted names reaches, in dvc.yaml's order: neither they nor what they
     read depend on one."""
-    reached = set()
-    for stage in all_stages():
-        sections = _declared_params(stage).get("params.yaml")
-        parts = [(name, section) for name in names for section in sections or []]
-        if sections == [] or any(name == section or name.startswith(f"{section}.") for name, section in parts):
-            reached.add(stage)
-    reached = with_descendants(reached)
+    changed = list(names)
+    reached = with_descendants({stage for stage in all_stages() if any(declares(stage, name) for name in changed)})
     return [stage for stage in all_stages() if stage not in reached]
+
+
+def declares(stage: str, name: str) -> bool:
+    """Whether dvc.yaml lists this parameter of params.yaml, by its dotted name, or its section for a stage."""
+    sections = _declared_params(stage).get("params.yaml")
+    return sections == [] or any(name == section or name.startswith(f"{section}.") for section in sections or [])
 
 
 def with_descendants(stages: set[str]) -> set[str]:
     """These stages, and those that read what they write, directly or not."""
+    return _reachable(stages, _edges())
+
+
+def with_ancestors(stages: set[str]) -> set[str]:
+    """These stages, and those that write what they read, directly or not."""
+    return _reachable(stages, {(reader, writer) for writer, reader in _edges()})
+
+
+def _edges() -> set[tuple[str, str]]:
+    """(a, b) of each two stages of which b reads what a writes: the same path, or one inside the other."""
     paths = {stage: declared(stage) for stage in all_stages()}
-    found = set(stages) & set(paths)
-    for _ in paths:
-        written = [PurePosixPath(path) for stage in found for path in paths[stage]["outs"]]
-        for stage in paths:
-            read = [PurePosixPath(path) for path in paths[stage]["deps"]]
-            if any(a.is_relative_to(b) or b.is_relative_to(a) for a in written for b in read):
-                found.add(stage)
+
+    def overlap(a: str, b: str) -> bool:
+        return PurePosixPath(a).is_relative_to(b) or PurePosixPath(b).is_relative_to(a)
+
+    return {
+        (writer, reader)
+        for writer, reader in itertools.permutations(paths, 2)
+        if any(itertools.starmap(overlap, itertools.product(paths[writer]["outs"], paths[reader]["deps"])))
+    }
+
+
+def _reachable(stages: set[str], edges: set[tuple[str, str]]) -> set[str]:
+    found = stages & set(all_stages())
+    for _ in edges:
+        found |= {target for source, target in edges if source in found}
     return found
 
 

@@ -1,11 +1,17 @@
 """Write the files that stages leave, figures too; read their JSON files and the numbers in them."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pipeline.core.errors import PipelineError
+
+# What reading a file raises if it is not what was written.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 def write_out(path: Path, content: bytes | str) -> None:
@@ -22,21 +28,32 @@ def write_out(path: Path, content: bytes | str) -> None:
         raise PipelineError(f"{path} cannot be written: {error.strerror}; put that right, then `dvc repro`") from None
 
 
+@contextmanager
+def reading(path: Path, stage: str = "") -> Iterator[None]:
+    """Inside the block an out of an earlier stage is read and checked. What goes wrong there is the file's fault.
+
+    Raises:
+        PipelineError: the file is missing, or the block raised one of DAMAGE. The message names the stage, if given.
+    """
+    command = f"dvc repro {stage}".strip()
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing; `{command}` makes it")
+    try:
+        yield
+    except DAMAGE:
+        raise PipelineError(f"{path} is damaged; delete it, then `{command}` brings it back") from None
+
+
 def load_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
     """What an earlier stage wrote, at least these keys.
 
     Raises:
         PipelineError: the file is missing or damaged.
     """
-    damaged = PipelineError(f"{path} is damaged; delete it, then `dvc repro` brings it back")
-    try:
+    with reading(path):
         content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PipelineError(f"{path} is missing; `dvc repro` makes it") from None
-    except ValueError:
-        raise damaged from None
-    if not isinstance(content, dict) or not content.keys() >= set(keys):
-        raise damaged
+        if not content.keys() >= set(keys):
+            raise ValueError
     return content
 
 

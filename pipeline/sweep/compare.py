@@ -5,8 +5,9 @@
 Reads MLflow's store and writes reports/compare/: runs.csv with a line for every run that is used, table.csv and
 table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes the table and
 test_mse.png from runs.csv, without a store. A curve's runs differ only in the parameter, the seed and `evaluate`: they
-share the code of the stages, the other parameters, `data` among them, and what they ran on (processor, torch, threads,
-the precision that `auto` chose). Excluded runs are listed.
+share the code of the training and the stages before it, the other parameters, `data` among them, and what they ran on
+(processor, torch, threads, the precision that `auto` chose). Excluded runs are listed. The table says so if the runs
+were evaluated by different code.
 """
 
 import argparse
@@ -117,6 +118,11 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         f"bold: the best of each curve), and report the {report.label}. {EXPERIMENT.comparison_note} "
         f"Trained on {trained_on or 'unknown hardware'}."
     )
+    if (n_versions := runs["evaluation_code"].nunique()) > 1:
+        notes += (
+            f" The runs were evaluated by {n_versions} versions of the code, so that test metrics may not compare: "
+            "`make sweep` evaluates them again, without training them again."
+        )
     references = [
         f"{metric.note}: {values[0]:{metric.format}}"
         for column, metric in compared(metrics).items()

@@ -21,7 +21,7 @@ RUNS_PATH = FOLDER / "runs.csv"
 SEED = "train.seed"
 # What decides a result besides the parameters, by the tag that holds it.
 ENVIRONMENT = {f"env.{name}": name for name in ("device", "hardware", "threads", "precision", "torch")}
-TAGS = {SWEEP_TAG: "sweep", "code": "code"} | ENVIRONMENT
+TAGS = {SWEEP_TAG: "sweep", "code": "code", "evaluation.code": "evaluation_code"} | ENVIRONMENT
 # What of the environment a parameter sets.
 SETS = {
     "train.device": ["device", "hardware", "precision"],
@@ -90,6 +90,7 @@ def load_runs(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise PipelineError(f"{path} is missing; without --redraw it is made from MLflow's store")
     runs = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    runs = runs.reindex(columns=list(dict.fromkeys([*runs, "evaluation_code"])))  # older versions did not write it
     numbers = {"started", *compared(load_metrics())}
     if lacking := sorted({"run", "name", *TAGS.values(), *numbers} - set(runs)):
         raise PipelineError(

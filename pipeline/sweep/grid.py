@@ -79,7 +79,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
     Raises:
         PipelineError: a point has values that are not allowed.
     """
-    code, code_tag = fingerprints.code_of_stages(), fingerprints.code_tag()
+    code, code_tag = fingerprints.code_of_stages(), fingerprints.training_code()
     varied = [name for name in grid if len(grid[name]) > 1]
     points: dict[str, Point] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import dvcfiles
@@ -23,6 +23,17 @@ def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
     return _hash({"params": params.flat(), "outs": outs})
 
 
+def training_hash(params: "Params", device: str) -> str:
+    """A hash of all that decides what the training writes: parameters, data, code, versions, hardware and threads."""
+    declared = dvcfiles.declared(EXPERIMENT.train)
+    content = {
+        "params": {name: value for name, value in params.flat().items() if dvcfiles.declares(EXPERIMENT.train, name)},
+        "files": dvcfiles.contents(dvcfiles.md5s(declared["deps"])),
+        "environment": EXPERIMENT.environment(params, device),
+    }
+    return _hash(content)[:32]
+
+
 def evaluation_hash() -> str:
     """A hash of everything that evaluation read and wrote."""
     declared = dvcfiles.declared(EXPERIMENT.evaluate)
@@ -33,15 +44,24 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def code_of_stages() -> dict[str, str]:
-    """{path: MD5} of every Python file that some stage depends on."""
-    deps = {path for stage in dvcfiles.all_stages() for path in dvcfiles.declared(stage)["deps"]}
+def code_of_stages(stages: Iterable[str] | None = None) -> dict[str, str]:
+    """{path: MD5} of every Python file that one of these stages depends on, by default of all stages."""
+    named = dvcfiles.all_stages() if stages is None else stages
+    deps = {path for stage in named for path in dvcfiles.declared(stage)["deps"]}
     return dvcfiles.md5s(sorted(path for path in deps if path.endswith(".py")))
 
 
-def code_tag() -> str:
-    """The tag `code` of a row made now: rows of other code do not compare."""
-    return _hash(dvcfiles.contents(code_of_stages()))[:16]
+def training_code() -> str:
+    """The tag `code`, of the files that the training and the stages before it depend on. A curve's runs share it."""
+    return _hash(dvcfiles.contents(code_of_stages(dvcfiles.with_ancestors({EXPERIMENT.train}))))[:16]
+
+
+def evaluation_code() -> str:
+    """The tag `evaluation.code`, of the files that the other stages depend on: with another one a number may have
+    been computed otherwise."""
+    before = dvcfiles.with_ancestors({EXPERIMENT.train})
+    others = [stage for stage in dvcfiles.all_stages() if stage not in before]
+    return _hash(dvcfiles.contents(code_of_stages(others)))[:16]
 
 
 def run_name(params: "Params", varied: Collection[str] = ()) -> str:

@@ -60,9 +60,6 @@ class TrainingProgress:
     def on_batch(self, n_examples: int) -> None:
         self._bar.update(n_examples)
 
-    def on_state(self, _: Any) -> None:
-        """Nobody sees it."""
-
     def on_epoch(self, record: Any, seconds: float) -> None:
         shown = ", ".join(f"{label} {getattr(record, column):.5f}" for column, label in EXPERIMENT.by_epoch.items())
         self._bar.set_postfix_str(shown)

@@ -30,7 +30,7 @@ from pipeline.core.files import numbers
 from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import delivery, provenance, store
-from pipeline.tracking.fingerprints import code_tag, evaluation_hash, fingerprint, run_name
+from pipeline.tracking.fingerprints import evaluation_code, evaluation_hash, fingerprint, run_name, training_code
 from pipeline.tracking.journal import Event, Journal, journals, now_ms, one_line
 from pipeline.tracking.store import is_on
 
@@ -115,9 +115,6 @@ class TrainingRun:
 
     def on_batch(self, n_examples: int) -> None:
         self._n_examples += n_examples
-
-    def on_state(self, _: Any) -> None:
-        """A run mirrors what is written, and this is not."""
 
     def on_epoch(self, record: Any, seconds: float) -> None:
         """An epoch's record, a dataclass, and the seconds that its training steps took."""
@@ -230,7 +227,7 @@ def _start(params: "Params", tags: dict[str, str]) -> Event:
         "name": os.environ.get("MLFLOW_RUN_NAME") or run_name(params),
         "tags": {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
         | owner
-        | {"code": code_tag()}
+        | {"code": training_code()}
         | tags,
         "params": {name: str(value) for name, value in params.flat().items()},
         "owner": owner,
@@ -271,7 +268,7 @@ def _append_evaluation(journal: Journal, params: "Params") -> None:
     _append_outs(journal, EXPERIMENT.evaluate)
     _append_inputs(journal, EXPERIMENT.evaluate, params)
     # Last, for it says that the rest is there.
-    journal.append({"kind": "tags", "values": {"evaluation": evaluation_hash()}})
+    journal.append({"kind": "tags", "values": {"evaluation.code": evaluation_code(), "evaluation": evaluation_hash()}})
 
 
 def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:

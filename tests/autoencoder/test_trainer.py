@@ -86,27 +86,33 @@ def test_an_epoch_depends_on_its_number_not_on_what_ran_before() -> None:
     assert len({epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}) == 400
 
 
-def told_to(records: list[EpochRecord]) -> Callable[[EpochRecord, float], None]:
-    return lambda record, _: records.append(record)
+def into(records: list[EpochRecord]) -> Calls:
+    """A callback that collects the records."""
+    return Calls(on_epoch=lambda record, _seconds, _state: records.append(record))
+
+
+def copies_into(states: list[TrainingState]) -> Calls:
+    """A callback that collects the states as they are at the epoch's end."""
+    return Calls(on_epoch=lambda _record, _seconds, state: states.append(copy.deepcopy(state)))
 
 
 @pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
-def test_going_on_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
-    """From every state that fit tells: history, best epoch, weights and the network's last state, to the bit."""
+def test_resuming_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
+    """From every state that a callback got: history, best epoch, weights and the network's last state, to the bit."""
     params = small_params(train__n_epochs=12, train__lr=0.5, train__schedule="constant").train
     shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
     make_deterministic(2)
     states: list[TrainingState] = []
     torch.manual_seed(0)
     model = AutoEncoder(shape)
-    whole = fit(model, TRAIN, VALID, params, [Calls(on_state=lambda state: states.append(copy.deepcopy(state)))])
+    whole = fit(model, TRAIN, VALID, params, [copies_into(states)])
     assert whole.best_epoch < 12  # else the best weights would always be the newest ones
     assert [len(state.result.history) for state in states] == list(range(1, 13))
     for state in states[::3] + states[-1:]:
         torch.manual_seed(99)  # other initial weights, which must not matter
         other = AutoEncoder(shape)
         records: list[EpochRecord] = []
-        resumed = fit(other, TRAIN, VALID, params, [Calls(on_epoch=told_to(records))], state)
+        resumed = fit(other, TRAIN, VALID, params, [into(records)], state)
         assert resumed.history == whole.history
         assert records == whole.history[len(state.result.history) :]
         assert resumed.best_epoch == whole.best_epoch
@@ -146,7 +152,7 @@ def test_callers_see_every_image_and_epoch() -> None:
     records: list[EpochRecord] = []
     params = small_params(train__n_epochs=3)
     model = AutoEncoder(Architecture.from_params(params.model))
-    result = fit(model, TRAIN, VALID, params.train, [Calls(on_batch=seen.append), Calls(on_epoch=told_to(records))])
+    result = fit(model, TRAIN, VALID, params.train, [Calls(on_batch=seen.append), into(records)])
     assert seen == [64, 64] * 3
     assert records == result.history
 
@@ -261,7 +267,7 @@ def test_recording_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, steps_before
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
 def test_on_a_gpu_the_same_bits_every_time_and_near_the_cpu(regularizer: str) -> None:
-    """The captured training repeats to the bit, goes on to the same bits, and agrees with the CPU's where both can."""
+    """The captured training repeats to the bit, resumes to the same bits, and agrees with the CPU's where both can."""
     make_deterministic(2)
     params = small_params(model__regularizer=regularizer, train__n_epochs=4)
     shape = Architecture.from_params(params.model)
@@ -275,7 +281,7 @@ def test_on_a_gpu_the_same_bits_every_time_and_near_the_cpu(regularizer: str) ->
             TRAIN.to(device),
             VALID.to(device),
             params.train,
-            [Calls(on_state=lambda state: states.append(copy.deepcopy(state)))],
+            [copies_into(states)],
             state,
         )
 

@@ -129,6 +129,15 @@ def test_a_stage_that_reads_a_folder_reads_what_is_in_it(tmp_dir: Path) -> None:
     assert dvcfiles.stages_without(["data.seed"]) == ["other"]
 
 
+def test_ancestors_and_descendants_are_those_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this project's dvc.yaml; a stage that it lacks has none."""
+    monkeypatch.chdir(PROJECT)
+    assert dvcfiles.with_ancestors({"train"}) == {"prepare", "train"}
+    assert dvcfiles.with_ancestors({"evaluate"}) == set(dvcfiles.all_stages())
+    assert dvcfiles.with_descendants({"baselines"}) == {"baselines", "pca_probes", "evaluate"}
+    assert dvcfiles.with_descendants({"missing"}) == dvcfiles.with_ancestors({"missing"}) == set()
+
+
 def test_contents_survive_a_move_of_code() -> None:
     """Code by its contents alone, data by its path too."""
     before = dvcfiles.contents({"pipeline/model.py": "1", "pipeline/other.py": "2", "data/train": "3"})

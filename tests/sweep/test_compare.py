@@ -51,6 +51,7 @@ def add_to(
     code: str = "a" * 16,
     sweep: str = "s",
     *,
+    evaluation_code: str = "b" * 16,
     valid_mse: float | None = None,
     status: str = "FINISHED",
     without: tuple[str, ...] = (),
@@ -73,7 +74,14 @@ def add_to(
         "time/training_seconds": 60 + seed,
     }
     run_id = client.create_run(experiment_id).info.run_id
-    tags = {"code": code, "sweep": sweep, "env.device": "cpu", "env.hardware": "a CPU", "env.threads": "2"}
+    tags = {
+        "code": code,
+        "evaluation.code": evaluation_code,
+        "sweep": sweep,
+        "env.device": "cpu",
+        "env.hardware": "a CPU",
+        "env.threads": "2",
+    }
     tags |= {"env.torch": "2.15.0"} | {f"env.{name}": value for name, value in environment.items()}
     client.log_batch(
         run_id,
@@ -313,6 +321,33 @@ def test_what_cannot_be_compared_is_one_message(add_run: AddRun) -> None:
     RUNS_PATH.write_text("run,name,started\n")
     with pytest.raises(PipelineError, match=r"runs\.csv has no column code, device, .*; without --redraw"):
         load_runs(RUNS_PATH)
+
+
+def test_other_code_of_the_evaluation_is_on_the_same_curve_and_told(add_run: AddRun) -> None:
+    """A new figure orphans no run, and the table says that the numbers may not compare; also from runs.csv."""
+    add_run(2)
+    add_run(4)
+    assert "evaluated by" not in compare.as_markdown(summarise(curves()[0], BY), curves()[0], BY)
+    add_run(8, evaluation_code="c" * 16)
+    found, left_out = curves()
+    assert left_out == []
+    assert len(found) == 1
+    said = "The runs were evaluated by 2 versions of the code, so that test metrics may not compare"
+    assert said in compare.as_markdown(summarise(found, BY), found, BY)
+    FOLDER.mkdir(parents=True)
+    found[0].runs.to_csv(RUNS_PATH, index=False)
+    found, _ = split_into_curves(load_runs(RUNS_PATH), BY, small_params().flat())
+    assert said in compare.as_markdown(summarise(found, BY), found, BY)
+
+
+def test_runs_without_the_evaluations_code_are_read(add_run: AddRun) -> None:
+    """An older version wrote neither the tag nor the column."""
+    for k in (2, 4):
+        add_run(k)
+    FOLDER.mkdir(parents=True)
+    find_runs(None).drop(columns="evaluation_code").to_csv(RUNS_PATH, index=False)
+    found, _ = split_into_curves(load_runs(RUNS_PATH), BY, small_params().flat())
+    assert "evaluated by" not in compare.as_markdown(summarise(found, BY), found, BY)
 
 
 def test_a_hash_that_looks_like_a_number_stays_text(add_run: AddRun) -> None:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from pipeline.core.errors import PipelineError
 from pipeline.sweep import ray_engine
 from pipeline.sweep.grid import make_points, parse_grid
-from pipeline.tracking.fingerprints import code_tag
+from pipeline.tracking.fingerprints import training_code
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tags import SWEEP_TAG
 from tests.helpers import environment, files_with, git, rows, run, small_params, start, wait_until, write_params
@@ -126,7 +126,7 @@ def test_one_row_of_a_point_stays_finished(workspace: Path) -> None:
     mine = {"sweep.point": ray_engine.point_tag(point)}
 
     def add(status: str, **tags: str) -> str:
-        code = code_tag()
+        code = training_code()
         run_id = client.create_run(experiment_id, tags={"code": code} | tags).info.run_id
         for name, value in point.params.flat().items():
             client.log_param(run_id, name, value)

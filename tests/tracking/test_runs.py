@@ -329,21 +329,24 @@ def test_committed_parameters_that_cannot_be_compared_leave_the_usual_name(resul
     assert fingerprints.run_name(PARAMS) == "digits k=2 seed=0"
 
 
-def test_the_tag_code_is_that_of_the_code_of_the_stages(results: Path, store: str) -> None:
-    """An edit of a module that a stage reads changes it; one of another module does not."""
+def test_the_tags_of_code_are_of_what_the_stages_read(results: Path, store: str) -> None:
+    """`code` is of the training and the stages before it, `evaluation.code` of the others: a figure changes that
+    alone, and the machinery none."""
     tags = []
-    for module in ("autoencoder/model.py", "tracking/sync.py", "autoencoder/model.py"):
+    for module in ("autoencoder/trainer.py", "tracking/sync.py", "autoencoder/figures.py", "autoencoder/trainer.py"):
         path = Path("pipeline", module)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write("# edited\n")
-        with runs.training_run(PARAMS, "cpu"):
-            pass
+        with runs.training_run(PARAMS, "cpu") as run_:
+            run_.log_training_outputs(PARAMS)
+        runs.log_evaluation(PARAMS)
         delivery.deliver_all(results)
-        tags.append(stored(store)[0].data.tags["code"])
-    assert tags[0] == tags[1]
-    assert tags[0] != tags[2]
-    assert tags[2] == fingerprints.code_tag()
+        tags.append(tuple(stored(store)[0].data.tags[name] for name in ("code", "evaluation.code")))
+    training, evaluation = zip(*tags, strict=True)
+    assert training[0] == training[1] == training[2] != training[3]
+    assert evaluation[0] == evaluation[1] != evaluation[2] == evaluation[3]
+    assert tags[3] == (fingerprints.training_code(), fingerprints.evaluation_code())
 
 
 def test_a_number_with_the_name_of_a_metric_by_epoch_is_an_error(

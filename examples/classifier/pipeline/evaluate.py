@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from pipeline.classifier.data import load_table
 from pipeline.classifier.figures import confusion, save_figure
 from pipeline.classifier.network import load_model
 from pipeline.classifier.training import log_loss
-
 from pipeline.core.errors import run_command
 from pipeline.core.files import write_out
 from pipeline.params import load_params

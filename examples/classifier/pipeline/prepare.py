@@ -6,10 +6,10 @@ python -m pipeline.prepare          (normally through `dvc repro`)
 from pathlib import Path
 
 import numpy as np
-from pipeline.classifier.data import Table, save_table
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
+from pipeline.classifier.data import Table, save_table
 from pipeline.core.errors import run_command
 from pipeline.params import load_params
 

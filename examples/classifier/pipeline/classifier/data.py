@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_out
+from pipeline.core.files import reading, write_out
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,5 @@ def load_table(path: Path) -> Table:
     Raises:
         PipelineError: the file is missing or damaged.
     """
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; `dvc repro prepare` makes it")
-    try:
+    with reading(path, "prepare"):
         return Table(**load_file(path))
-    except (SafetensorError, TypeError, OSError):
-        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro prepare` brings it back") from None

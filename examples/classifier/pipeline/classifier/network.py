@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import write_out
+from pipeline.core.files import reading, write_out
 
 
 class Classifier(nn.Module):
@@ -40,12 +39,8 @@ def load_model(path: Path) -> Classifier:
     Raises:
         PipelineError: the file is missing or damaged.
     """
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; `dvc repro train` makes it")
-    try:
+    with reading(path, "train"):
         with safe_open(path, framework="pt") as file:
             model = Classifier(*json.loads(file.metadata()["shape"]))
         model.load_state_dict(load_file(path))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError):
-        raise PipelineError(f"{path} is damaged; delete it, then `dvc repro train` brings it back") from None
     return model.eval()

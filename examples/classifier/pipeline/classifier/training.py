@@ -1,17 +1,16 @@
-"""The training loop, and its state as bytes and back."""
+"""The training loop: rows in, the best weights and a history out."""
 
-import copy
-import json
 import platform
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from pipeline.classifier.network import Classifier
-from safetensors.torch import load, save
 from torch.nn import functional as F
+
+from pipeline.classifier.network import Classifier
 
 if TYPE_CHECKING:
     from pipeline.params import TrainParams
@@ -36,14 +35,16 @@ class State:
     history: list[EpochRecord]
 
 
+# The classes that a state is made of, beside tensors and numbers.
+STATE_TYPES = (State, EpochRecord)
+
+
 class Callback(Protocol):
-    """What `fit` tells after each batch and epoch."""
+    """What `fit` calls after each batch and epoch."""
 
     def on_batch(self, n_rows: int, /) -> None: ...
 
-    def on_state(self, state: Any, /) -> None: ...
-
-    def on_epoch(self, record: Any, seconds: float, /) -> None: ...
+    def on_epoch(self, record: Any, seconds: float, state: Any, /) -> None: ...
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # features float32 [n, d], classes int64 [n]
@@ -58,8 +59,6 @@ def fit(
     state: State | None = None,
 ) -> State:
     """Minimise the log-loss by Adam; the returned state has the weights of the best validation epoch."""
-    import time
-
     optimizer = torch.optim.Adam(model.parameters(), params.lr)
     history: list[EpochRecord] = []
     best = model.state_dict()
@@ -83,11 +82,9 @@ def fit(
         if all(record.valid_log_loss < earlier.valid_log_loss for earlier in history):
             best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         history.append(record)
-        state = State(model.state_dict(), best, copy.deepcopy(optimizer.state_dict()), list(history))
+        state = State(model.state_dict(), best, optimizer.state_dict(), list(history))
         for callback in callbacks:
-            callback.on_state(state)
-        for callback in callbacks:
-            callback.on_epoch(record, seconds)
+            callback.on_epoch(record, seconds, state)
     assert state is not None
     return state
 
@@ -96,33 +93,6 @@ def fit(
 def log_loss(model: Classifier, rows: Batch) -> float:
     """Mean over rows, in nats."""
     return F.cross_entropy(model(rows[0]), rows[1]).item()
-
-
-def pack(state: State) -> bytes:
-    """A state as a safetensors file."""
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
-    for number, values in state.optimizer["state"].items():
-        tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
-    rest = {"history": list(map(asdict, state.history)), "groups": state.optimizer["param_groups"]}
-    return save(tensors, {"rest": json.dumps(rest)})
-
-
-def unpack(content: bytes) -> State:
-    """What `pack` packed, to the bit."""
-    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    rest = json.loads(head["__metadata__"]["rest"])
-    groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}}
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in load(content).items():
-        group, _, name = key.partition("/")
-        if group == "optimizer":
-            number, _, name = name.partition("/")
-            moments.setdefault(int(number), {})[name] = tensor
-        else:
-            groups[group][name] = tensor
-    optimizer = {"state": moments, "param_groups": rest["groups"]}
-    return State(groups["model"], groups["best"], optimizer, [EpochRecord(**record) for record in rest["history"]])
 
 
 def environment(device: str) -> dict[str, str]:

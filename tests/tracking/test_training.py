@@ -1,7 +1,8 @@
-"""The state of a training as bytes, and what makes two trainings the same."""
+"""A training is kept, mirrored and resumed: its state as bytes, and what makes two trainings the same."""
 
 import dataclasses
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.autoencoder.checkpoint import StateKeeper, pack, training_hash, unpack
 from pipeline.autoencoder.model import Architecture, AutoEncoder
-from pipeline.autoencoder.trainer import TrainingState, fit
+from pipeline.autoencoder.trainer import STATE_TYPES, TrainingState, fit
 from pipeline.core import checkpoint
+from pipeline.params import Params
+from pipeline.tracking import training
+from pipeline.tracking.fingerprints import training_hash
 from tests.helpers import PROJECT, Calls, random_split, small_params, write_results
 
 TRAIN = torch.from_numpy(random_split(130, seed=1).pixels())
@@ -28,9 +31,8 @@ def state() -> TrainingState:
     states: list[TrainingState] = []
     params = small_params(train__n_epochs=12, train__lr=0.5, train__schedule="constant")
     torch.manual_seed(0)
-    fit(
-        AutoEncoder(Architecture.from_params(params.model)), TRAIN, VALID, params.train, [Calls(on_state=states.append)]
-    )
+    model = AutoEncoder(Architecture.from_params(params.model))
+    fit(model, TRAIN, VALID, params.train, [Calls(on_epoch=lambda _record, _seconds, state: states.append(state))])
     assert states[-1].result.best_epoch < len(states)
     return states[-1]
 
@@ -50,34 +52,44 @@ def flat(value: Any) -> list[Any]:
 
 def test_a_state_comes_back_to_the_bit(state: TrainingState) -> None:
     """Weights, the best epoch's weights, Adam's moments and steps, the history's floats."""
-    assert flat(unpack(pack(state))) == flat(state)
+    epochs = [dataclasses.asdict(record) for record in state.result.history]
+    back, epochs_back = training.unpack(training.pack(state, epochs), STATE_TYPES)
+    assert type(back) is TrainingState
+    assert flat(back) == flat(state)
+    assert epochs_back == epochs
 
 
-def test_a_stopped_training_is_found_with_its_run_and_a_finished_one_is_not(
+def test_no_other_class_is_loaded(state: TrainingState) -> None:
+    """A checkpoint that names one is refused before anything of it is made."""
+    with pytest.raises(pickle.UnpicklingError, match="TrainingState"):
+        training.unpack(training.pack(state, []), ())
+
+
+def test_a_stopped_training_is_found_and_a_finished_one_is_not(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that an error stops resumes where it was; with other parameters of evaluate in another run."""
+    """One that an error stops resumes where it was, with other parameters of evaluate too."""
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setenv("PIPELINE_TRACKING", "0")
     monkeypatch.delenv("DVC_STAGE", raising=False)
     params = small_params()
+    assert n_epochs_before(params, stopped_by=Calls(on_epoch=lambda *_: 1 / 0)) == 0
+    assert n_epochs_before(small_params(evaluate__manifold_size=6), stopped_by=Calls(on_batch=lambda _: 1 / 0)) == 1
+    assert "resuming after epoch 1 of 2 of a training that was stopped" in capsys.readouterr().out
+    assert n_epochs_before(params) == 1
+    assert n_epochs_before(params) == 0
+
+
+def n_epochs_before(params: Params, stopped_by: Calls | None = None) -> int:
+    """Train; returns how many epochs the training resumed after."""
     model = AutoEncoder(Architecture.from_params(params.model))
-    keeper = StateKeeper(params, "cpu")
-    with suppress(ZeroDivisionError), keeper.resumed() as stopped:
-        assert stopped is None
-        keeper.run = "row"
-        fit(model, TRAIN, VALID, params.train, [keeper, Calls(on_epoch=lambda *_: 1 / 0)])
-    with suppress(ZeroDivisionError), StateKeeper(small_params(evaluate__manifold_size=6), "cpu").resumed() as stopped:
-        assert stopped is not None
-        assert (len(stopped.state.result.history), stopped.run) == (1, None)
-        raise ZeroDivisionError
-    assert "going on after epoch 1 of 2 of a training that was stopped" in capsys.readouterr().out
-    keeper = StateKeeper(params, "cpu")
-    with keeper.resumed() as stopped:
-        assert stopped is not None
-        assert stopped.run == "row"
-        fit(model, TRAIN, VALID, params.train, [keeper], stopped.state)
-    with StateKeeper(params, "cpu").resumed() as stopped:
-        assert stopped is None
+    with (
+        suppress(ZeroDivisionError),
+        training.training(params, "cpu", n_epochs=2, n_examples=130, state_types=STATE_TYPES) as run,
+    ):
+        callbacks = [run, stopped_by] if stopped_by else [run]
+        fit(model, TRAIN, VALID, params.train, callbacks, run.state)
+    return len(run.state.result.history) if run.state else 0
 
 
 @pytest.fixture
@@ -119,7 +131,7 @@ def test_other_data_and_other_code_are_another_training(repository: Path, path: 
 
 def test_another_environment_is_another_training(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides the bytes beside code and data: here the kernels for this CPU and the number of threads."""
-    script = "from pipeline.autoencoder.checkpoint import training_hash; from tests.helpers import small_params; "
+    script = "from pipeline.tracking.fingerprints import training_hash; from tests.helpers import small_params; "
     script += "import torch, sys; "
     script += "torch.set_num_threads(int(sys.argv[1])); print(training_hash(small_params(), 'cpu'))"
 

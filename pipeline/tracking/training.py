@@ -1,0 +1,103 @@
+"""One training as the machinery sees it: kept in checkpoints, mirrored in MLflow, shown to whoever watches."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core import dvcfiles
+from pipeline.core.checkpoint import Checkpoint
+from pipeline.core.environment import record as record_environment
+from pipeline.core.repository import CHECKPOINTS, main_root
+from pipeline.experiment import EXPERIMENT
+from pipeline.tracking.fingerprints import training_hash
+from pipeline.tracking.progress import TrainingProgress
+from pipeline.tracking.runs import Continued, TrainingRun, training_run
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+
+class Training:
+    """A callback of the training loop, for its batches and its epochs."""
+
+    def __init__(
+        self,
+        state: Any | None,
+        save: "Callable[[Any, list[dict[str, Any]]], None]",
+        run: TrainingRun,
+        progress: TrainingProgress,
+        epochs: list[dict[str, Any]],
+    ):
+        self.state = state  # what the loop resumes from: the last that it passed to `on_epoch`; None at the start
+        self._save, self._run, self._progress, self._epochs = save, run, progress, epochs
+
+    def on_batch(self, n_examples: int) -> None:
+        """A step was taken, on so many examples."""
+        self._progress.on_batch(n_examples)
+        self._run.on_batch(n_examples)
+
+    def on_epoch(self, record: Any, seconds: float, state: Any) -> None:
+        """An epoch has ended.
+
+        Args:
+            record: a dataclass of numbers, a line of the history; `epoch` counts from 1.
+            seconds: what the epoch's training steps took.
+            state: all that the epochs to come depend on, parameters and data aside.
+        """
+        self._epochs.append(asdict(record))
+        # First, so that MLflow gets no epoch which a killed training has to train again.
+        self._save(state, self._epochs)
+        self._run.on_epoch(record, seconds)
+        self._progress.on_epoch(record, seconds)
+
+
+@contextmanager
+def training(
+    params: "Params", device: str, *, n_epochs: int, n_examples: int, state_types: tuple[type, ...] = ()
+) -> Iterator[Training]:
+    """A training inside the block, which must have written the stage's outs when it ends.
+
+    One that was stopped resumes from its last checkpoint, in its MLflow run, and ends with the same bytes. What tells
+    two trainings apart is `training_hash`.
+
+    Args:
+        n_examples: that an epoch trains on.
+        state_types: the classes of the loop's state beside tensors, dicts, lists, numbers and texts; no others load.
+    """
+    checkpoint = Checkpoint(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
+    with checkpoint.held():
+        saved = checkpoint.load()
+        state, epochs = unpack(saved.content, state_types) if saved else (None, [])
+        if saved:
+            what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
+            print(f"resuming after epoch {len(epochs)} of {n_epochs} of a training that was {what}")
+        with training_run(params, device, Continued(saved.run, list(epochs)) if saved else None) as run:
+
+            def save(state: Any, epochs: list[dict[str, Any]]) -> None:
+                checkpoint.save(lambda: pack(state, epochs), run.id, is_last=len(epochs) == n_epochs)
+
+            yield Training(state, save, run, TrainingProgress(n_epochs, n_examples, len(epochs) + 1), epochs)
+            outs = dvcfiles.md5s(dvcfiles.declared(EXPERIMENT.train)["outs"])
+            record_environment(outs, EXPERIMENT.environment(params, device))
+            run.log_training_outputs(params)
+        checkpoint.finish()
+
+
+def pack(state: Any, epochs: list[dict[str, Any]]) -> bytes:
+    """A state of the training loop, and the history that led to it."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save((state, epochs), content)
+    return content.getvalue()
+
+
+def unpack(content: bytes, state_types: tuple[type, ...]) -> tuple[Any, list[dict[str, Any]]]:
+    """What `pack` packed, to the bit; tensors are on the CPU. No code in it is run."""
+    import torch
+
+    with torch.serialization.safe_globals(list(state_types)):
+        state, epochs = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state, epochs
