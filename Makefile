@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: help setup setup-dev setup-cluster run experiments sweep compare verify ui server move-store sync tidy review \
-    bench test test-all lint mutants lock clean distclean
+    bench docs test test-all lint mutants lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s  %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,9 @@ tidy: setup ## list what may go: deleted runs, leftovers (REMOVE=1 deletes it)
 bench: setup ## speed, quality and what tracking and checkpoints cost, measured here (over two hours)
 	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \
 	    $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+docs: setup ## write the reference pages from the code
+	@$(BIN)/python -m docs.generate
 
 review: setup ## what a change does, against BASE=origin/main (0: fine, 2: not)
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)
