@@ -1,1 +1,1 @@
-"""What the project's figures of speed, cost and reproducibility are measured with: `make bench`."""
+"""Benchmarks of the project's speed, cost and reproducibility: `make bench`."""

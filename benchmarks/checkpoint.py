@@ -1,4 +1,4 @@
-"""What checkpoints cost a training: the seconds that saving one takes, beside those of an epoch.
+"""Measure what checkpoints cost a training: the seconds to save one, compared with those of an epoch.
 
     python -m benchmarks.checkpoint      (about a minute)
 
@@ -31,7 +31,7 @@ def main() -> None:
     model = AutoEncoder(Architecture.from_params(params.model)).to(device)
     saving: list[float] = []
     epochs: list[dict[str, float]] = []
-    # On the disk on which a training's checkpoints lie.
+    # On the same disk as a training's checkpoints.
     with tempfile.TemporaryDirectory(dir=main_root(), prefix=".benchmark-") as folder:
         checkpoint = Checkpoint(Path(folder), "benchmark", params.flat())
 
@@ -39,7 +39,7 @@ def main() -> None:
             def on_epoch(self, record: EpochRecord, _seconds: float, state: TrainingState) -> None:
                 epochs.append(asdict(record))
                 started = time.perf_counter()
-                checkpoint.save(lambda: pack(state, epochs), None, is_last=True)  # the last one is saved in any case
+                checkpoint.save(lambda: pack(state, epochs), None, is_last=True)  # only the last one is always saved
                 saving.append(time.perf_counter() - started)
 
         with checkpoint.held():

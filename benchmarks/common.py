@@ -1,4 +1,4 @@
-"""What the benchmarks share: the prepared images, and how a result is written down."""
+"""Code that the benchmarks share: load the prepared images, describe the machine, write a result."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RESULTS = Path("reports/benchmarks")
 
 
 def committed_params() -> Params:
-    """Those of params.yaml, with its number of threads and deterministic kernels switched on."""
+    """Return the parameters of params.yaml, after setting its number of threads and deterministic kernels."""
     params = load_params()
     assert params.train.threads != "auto", "params.yaml has a number"
     make_deterministic(params.train.threads)
@@ -35,17 +35,17 @@ def committed_params() -> Params:
 
 
 def load_pixels(name: str, device: str = "cpu") -> torch.Tensor:
-    """The images of `train`, `valid` or `test`, float32 [n, 784] in 0…1."""
+    """Return the images of `train`, `valid` or `test`, float32 [n, 784] in 0…1."""
     return torch.from_numpy(load_split(Path(f"data/prepared/{name}.safetensors")).pixels()).to(device)
 
 
 def native_precisions() -> list[str]:
-    """Those that this processor has instructions for."""
+    """Return the precisions that this processor has instructions for."""
     return list(PRECISIONS) if has_bfloat16(torch.device("cpu")) else ["float32"]
 
 
 class Epochs(Callback):
-    """The seconds that each epoch's training steps took."""
+    """Records the seconds that each epoch's training steps took."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -55,34 +55,34 @@ class Epochs(Callback):
 
 
 def training_seconds(model: nn.Module, train: torch.Tensor, params: TrainParams) -> float:
-    """Train by `fit` and add up the training steps' seconds, without validation."""
+    """Train with `fit` and return the seconds of the training steps, without validation."""
     epochs = Epochs()
     fit(model, train, train[:1], params, [epochs])
     return sum(epochs.seconds)
 
 
 def clocks() -> tuple[float, float]:
-    """The wall clock, and the processor time that all threads of this process have taken; both in seconds."""
+    """Return the wall clock and the processor time of all threads of this process, both in seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Hardware and versions, which belong beside every timing."""
+    """Return hardware and versions, which are recorded with every timing."""
     return environment.fingerprint(device) | {"cores": os.cpu_count()}
 
 
 def without_store() -> dict[str, str]:
-    """This process's environment with none of MLflow's settings, so that a copy has a store of its own."""
+    """Return this process's environment without MLflow's settings, so that a copy uses its own store."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """The values in the order in which they were measured, and their median."""
+    """Return the median and all values, in the order in which they were measured."""
     return {"median": round(statistics.median(values), 4), "all": [round(value, 4) for value in values]}
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:
-    """Write reports/benchmarks/NAME.json and show it."""
+    """Write reports/benchmarks/NAME.json and print it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""Copies of the workspace, in which a benchmark runs the pipeline with an MLflow store of its own."""
+"""Copies of the workspace, in which a benchmark runs the pipeline with a separate MLflow store."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def copy_workspace(target: Path) -> Path:
-    """A git clone with the workspace's code and data in it."""
+    """Make a git clone with the workspace's code and data in it, and return its folder."""
     subprocess.run(["git", "clone", "-q", ".", target], check=True)
     for name in ("pipeline", "data/prepared", "data/baselines", "models", "reports"):
         shutil.copytree(name, target / name, dirs_exist_ok=True)
@@ -32,7 +32,7 @@ def change_params(folder: Path, **sections: dict[str, Any]) -> None:
 
 
 def wait_for_background(folder: Path) -> None:
-    """Until nothing is being delivered any more, so that it slows no other measurement."""
+    """Wait until delivery has ended, so that it does not slow other measurements."""
     deadline = time.monotonic() + 120
     while list((folder / ".mlflow-journal").glob("[!.]*/")):
         if time.monotonic() > deadline:
@@ -42,7 +42,7 @@ def wait_for_background(folder: Path) -> None:
 
 
 def newest_row(folder: Path) -> "tuple[MlflowClient, Run]":
-    """The client of the copy's store, and the last run that finished there."""
+    """Return the client of the copy's store and the last run that finished there."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

@@ -1,12 +1,11 @@
-"""A whole training at the committed parameters on a CUDA GPU, compared with both references there.
+"""Measure a whole training at the committed parameters on a CUDA GPU, compared with both references there.
 
     python -m benchmarks.cuda      (2 minutes)
 
-Only the training steps are timed, without the recording of the CUDA graph and validation. The references
+Only the training steps are timed, without validation and the recording of the CUDA graph. The references
 (`benchmarks.seed`) have the same `n_layers` and train for as many epochs. Trainings alternate, ROUNDS of each. Needs
-data/prepared/train.safetensors; of the packages it imports only torch, numpy, safetensors, pydantic and PyYAML, and it
-records the versions of scikit-learn and matplotlib too. Writes reports/benchmarks/cuda.json, or nothing where there is
-no GPU.
+data/prepared/train.safetensors. Imports only the packages torch, numpy, safetensors, pydantic and PyYAML, but also
+records the versions of scikit-learn and matplotlib. Writes reports/benchmarks/cuda.json, or nothing without a GPU.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""One epoch by the loops of PyTorch Lightning and pythae, on this project's network.
+"""Measure one epoch with the loops of PyTorch Lightning and pythae, on this project's network.
 
-Both are optional: `pip install lightning pythae` next to the project's packages. What is not installed is not measured.
+Both are optional: `pip install lightning pythae` in the project's environment. Only installed ones are measured.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pipeline.autoencoder.model import AutoEncoder
 
 
 def lightning_epoch_seconds(model: AutoEncoder, train: torch.Tensor) -> float:
-    """Train one epoch by Lightning's Trainer, from a DataLoader of tensors; no logger, progress bar or checkpoints."""
+    """Train one epoch with Lightning's Trainer and a DataLoader of tensors: no logger, progress bar or checkpoints."""
     import lightning
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -55,14 +55,14 @@ def lightning_epoch_seconds(model: AutoEncoder, train: torch.Tensor) -> float:
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it recommends loader processes, of which a tensor needs none
+        warnings.simplefilter("ignore")  # it recommends loader processes, which a tensor does not need
         trainer.fit(Module(), loader)
     started, ended = clock
     return ended - started
 
 
 def pythae_epoch_seconds(model: AutoEncoder, train: torch.Tensor) -> float:
-    """Train one epoch by pythae's BaseTrainer; its loss is the squared error's sum over the pixels, not its mean."""
+    """Train one epoch with pythae's BaseTrainer, whose loss is the sum of squared errors over pixels, not the mean."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import AE, AEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -106,5 +106,5 @@ EPOCH_SECONDS: dict[str, Callable[[AutoEncoder, torch.Tensor], float]] = {
 
 
 def installed() -> dict[str, str]:
-    """Name → version of those that are installed."""
+    """Return {name: version} of the installed frameworks."""
     return {name: version(name) for name in EPOCH_SECONDS if find_spec(name)}

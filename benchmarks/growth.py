@@ -1,9 +1,9 @@
-"""Whether a long training stays as fast and as small as a short one.
+"""Measure whether a long training stays as fast and as small as a short one.
 
     python -m benchmarks.growth      (about 6 minutes)
 
-One training of 50 epochs of the network with 5 layers and bottleneck size 10, as `pipeline.train` runs it
-without DVC and MLflow. Needs data/prepared; writes reports/benchmarks/growth.json.
+Trains the network with 5 layers and bottleneck size 10 for 50 epochs, as `pipeline.train` runs it, without DVC and
+MLflow. Needs data/prepared; writes reports/benchmarks/growth.json.
 """
 
 import resource

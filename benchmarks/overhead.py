@@ -1,10 +1,10 @@
-"""What `dvc repro` spends outside of the training steps, at the committed parameters.
+"""Measure the time that `dvc repro` spends outside of the training steps, at the committed parameters.
 
     python -m benchmarks.overhead      (about as long as three trainings)
 
-Runs `dvc repro --force` in a copy of the workspace, where raw data and MLflow's store are at hand, after one run
-that warms up, and takes away the seconds that MLflow has for the training steps. With one epoch too, which tells
-what is spent once from what every epoch spends on validation and its checkpoint. Writes
+Runs `dvc repro --force` in a copy of the workspace that has the raw data and an MLflow store, after one warm-up run.
+Subtracts the seconds that MLflow recorded for the training steps. Also runs with one epoch, to separate the time that
+is spent once from the time that every epoch spends on validation and its checkpoint. Writes
 reports/benchmarks/overhead.json.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def repro(folder: Path) -> dict[str, Any]:
-    """One forced run: its seconds, those of its training steps, and those from each stage's start to the next."""
+    """Force one run; return its seconds, those of its training steps, and those from each stage's start to the next."""
     starts: dict[str, float] = {}
     started = time.perf_counter()
     command = [sys.executable, "-m", "dvc", "repro", "--force"]

@@ -1,11 +1,14 @@
-"""How good the trained network is, compared with both references on the same images.
+"""Measure how good the trained network is, compared with both references on the same images.
 
     python -m benchmarks.quality      (about 30 minutes, 60 without bfloat16 instructions)
 
-At equal epochs: the test MSE of this project and of both references (`benchmarks.seed`) for three bottleneck sizes and
-three seeds, each time with the weights of the best validation epoch. Precision: the test MSE in bfloat16 and in
-float32; where the processor has no bfloat16 instructions, their products are emulated. And the committed experiment
-with other seeds. Trainings alternate. Needs data/prepared; writes reports/benchmarks/quality.json.
+- Equal epochs: the test MSE of this project and of both references (`benchmarks.seed`) for three bottleneck sizes and
+  three seeds, each time with the weights of the best validation epoch.
+- Precision: the test MSE in bfloat16 and in float32. On a processor without bfloat16 instructions their products are
+  emulated.
+- The committed experiment with other seeds.
+
+Trainings alternate. Needs data/prepared; writes reports/benchmarks/quality.json.
 """
 
 import math
@@ -28,13 +31,13 @@ SEEDS = (0, 1, 2)
 BOTTLENECK_SIZES = (2, 10, 32)
 # The original's defaults.
 DEFAULTS = {"n_layers": 5, "n_epochs": 10}
-# With which both precisions are trained.
+# The bottleneck size at which both precisions are trained.
 PRECISIONS_SIZE = 10
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one training: its lowest validation MSE, the network with those weights, seconds with validation."""
+    """The result of one training: lowest validation MSE, the network with those weights, seconds with validation."""
 
     valid_mse: float
     model: nn.Module
@@ -43,7 +46,7 @@ class Outcome:
 
 
 class Images:
-    """What a training sees, float32 [n, 784]."""
+    """The images that a training sees, float32 [n, 784]."""
 
     def __init__(self) -> None:
         self.train, self.valid = load_pixels("train"), load_pixels("valid")
@@ -81,9 +84,9 @@ def main() -> None:
 
 
 class EmulatedBfloat16(TorchDispatchMode):
-    """Inside, matrix products of bfloat16 are computed as by bfloat16 instructions: summed in float32, then rounded.
+    """Computes bfloat16 matrix products as bfloat16 instructions do: summed in float32, then rounded.
 
-    For processors without such instructions, on which PyTorch's own take some hundred times as long.
+    For processors without such instructions, on which PyTorch's own products take some hundred times as long.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,7 +99,7 @@ class EmulatedBfloat16(TorchDispatchMode):
 def train_reference(
     name: str, images: Images, bottleneck_size: int, n_layers: int, n_epochs: int, seed: int
 ) -> Outcome:
-    """Train one of REFERENCES, keeping the weights of its best validation epoch."""
+    """Train one of REFERENCES and keep the weights of its best validation epoch."""
     torch.manual_seed(seed)
     model = REFERENCES[name](bottleneck_size, n_layers)
     optimizer = torch.optim.Adam(model.parameters())
@@ -136,7 +139,7 @@ def finished(
 
 
 def test_mses(outcomes: dict[str, list[Outcome]], test: torch.Tensor) -> dict[str, Any]:
-    """{'original_test_mse': …}: mean, standard deviation and all values over the seeds."""
+    """Return {'original_test_mse': …} with mean, standard deviation and all values over the seeds."""
     result = {}
     for name, each in outcomes.items():
         values = [reconstruction_mse(outcome.model, test) for outcome in each]

@@ -1,8 +1,8 @@
-"""What each parameter of the training is worth: validation MSE with one of them changed at a time.
+"""Measure the effect of each training parameter: the validation MSE with one of them changed at a time.
 
     python -m benchmarks.recipe      (about 15 minutes)
 
-Trains the network of 5 layers and bottleneck size 10 for 10 epochs. The test set is not read. Needs
+Trains the network with 5 layers and bottleneck size 10 for 10 epochs. Does not read the test set. Needs
 data/prepared; writes reports/benchmarks/recipe.json.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def changed(params: Params, changes: dict[str, Any]) -> Params:
-    """Other parameters, checked as those of params.yaml are; keys are dotted, as in `dvc exp run -S`."""
+    """Return changed parameters, checked like those of params.yaml. Keys are dotted, as in `dvc exp run -S`."""
     values = params.model_dump()
     for name, value in changes.items():
         section, _, key = name.partition(".")

@@ -1,9 +1,9 @@
-"""What a training's bytes depend on beyond code, data and parameters, and how large the difference is.
+"""Measure what a training's bytes depend on beyond code, data and parameters, and how large the difference is.
 
     python -m benchmarks.reproducibility [--epochs N] [--python INTERPRETER]      (about 8 minutes)
 
 Trains the committed network in one process after another, each with one thing changed, and compares the
-weights with those of the first. Other training seeds stand beside them, for scale. `--python` adds the
+weights with those of the first process. Includes other training seeds, for scale. `--python` adds the
 interpreter of another environment, to compare with its torch. Needs data/prepared; writes
 reports/benchmarks/reproducibility.json.
 """
@@ -24,7 +24,7 @@ from benchmarks.common import load_pixels, write_result
 from pipeline.params import load_params
 
 AS_COMMITTED = "as committed"
-# Name, environment variables, changes of `train` (`float64` is none of its parameters).
+# Name, environment variables, changes of `train` (`float64` is not one of its parameters).
 VARIANTS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     (AS_COMMITTED, {}, {}),
     ("again", {}, {}),
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Whether two networks are the same to the bit, and the L2 norm of their difference over that of the first."""
+    """Return whether two networks are bit-identical, and the L2 norm of their difference over that of the first."""
     from pipeline.review.verify import distance
 
     identical = all(old[name].tobytes() == new[name].tobytes() for name in old)
@@ -84,7 +84,7 @@ def compare(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str,
 
 
 def train(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Train as `pipeline.train` does, with some values of the `train` section changed; write the weights."""
+    """Train as `pipeline.train` does, with some values of the `train` section changed, and write the weights."""
     import torch
 
     from pipeline.autoencoder.environment import fingerprint

@@ -1,11 +1,11 @@
-"""The two references that this project is measured against, rewritten from the original's description.
+"""The two references that this project is compared with, rewritten from the original's description.
 
 - `original`, "the original as it is": the original's network, trained by the original's loop.
 - `original_loop`, "the original's loop on our network": the same loop on the layers of this project's network. Like
   the original's network, and unlike this project's, it does not clip its outputs to 0…1 in evaluation.
 
-Both are built of the same blocks, Linear → ReLU → BatchNorm1d. The loop uses plain Adam at its default rate, indexes
-the whole split again in every epoch and calls `float(loss)` in every step. Nothing is added to slow it.
+Both are built from the same blocks, Linear → ReLU → BatchNorm1d. The loop uses plain Adam at its default rate, indexes
+the whole split again in every epoch and calls `float(loss)` in every step. Nothing was added to slow it.
 """
 
 import time
@@ -22,11 +22,11 @@ BATCH_SIZE = 256
 
 
 def original_network(bottleneck_size: int, n_layers: int) -> nn.Sequential:
-    """Images [n, 784] to reconstructions [n, 784], by the original's layers.
+    """Return the original's network: images [n, 784] to reconstructions [n, 784].
 
-    Of the n_layers − 1 hidden widths its encoder skips the first. Its decoder has only the first two, however many
+    The encoder skips the first of the n_layers − 1 hidden widths. The decoder has only the first two, however many
     layers there are: 784-474-319-164-10-474-629-784 with 5 layers and bottleneck size 10. The description does not
-    show how the widths are computed; here they lie on a straight line, rounded down. `n_layers` is at least 3.
+    show how the widths are computed. Here they lie on a straight line, rounded down. `n_layers` is at least 3.
     """
     step = (INPUT_SIZE - bottleneck_size) / n_layers
     hidden = [int(INPUT_SIZE - step * layer) for layer in range(1, n_layers)]
@@ -36,7 +36,7 @@ def original_network(bottleneck_size: int, n_layers: int) -> nn.Sequential:
 
 
 def our_layers(bottleneck_size: int, n_layers: int) -> nn.Sequential:
-    """Images [n, 784] to reconstructions [n, 784], by the layers of this project's network."""
+    """Return this project's layers as a network: images [n, 784] to reconstructions [n, 784]."""
     widths = (INPUT_SIZE, *linear_widths(bottleneck_size, n_layers), bottleneck_size)
     return nn.Sequential(*_half(widths), *_half(widths[::-1]))
 
@@ -55,7 +55,7 @@ def _half(widths: tuple[int, ...]) -> list[nn.Module]:
 
 
 def original_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: torch.Tensor) -> Iterator[float]:
-    """Train one epoch by the original's loop and yield the loss of each step. `train` is [n, 784]."""
+    """Train one epoch with the original's loop and yield the loss of each step. `train` is [n, 784]."""
     model.train()
     shuffled = train[torch.randperm(len(train), device=train.device)]
     for batch in shuffled.split(BATCH_SIZE):
@@ -67,7 +67,7 @@ def original_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: to
 
 
 def seconds_of_original_loop(model: nn.Module, train: torch.Tensor, n_epochs: int) -> float:
-    """Train by the original's loop, on the images' device; each of its steps waits for its loss."""
+    """Train with the original's loop on the images' device and return the seconds. Each step waits for its loss."""
     model.to(train.device)
     optimizer = torch.optim.Adam(model.parameters())
     started = time.perf_counter()

@@ -1,14 +1,15 @@
-"""What a sweep's engines cost, and how fast the parts are that all points of a large one share.
+"""Measure what a sweep's engines cost, and how fast the parts are that all trials of a large sweep share.
 
     python -m benchmarks.sweep        (needs `make setup-cluster`, PostgreSQL, and the prepared MNIST)
 
-1. Points per hour of MNIST, two epochs each, on Ray with 1, 2 and 4 workers, which divide the cores' threads.
-2. Seconds for each further point of scikit-learn's digits on one thread, one after another: on Ray, as DVC
-   experiments, and in one process that calls the stages' functions; and for a sweep's first point.
-3. Rows per second that the tracking server on PostgreSQL takes, each with the parameters, metrics, tags and
-   artifacts of a point's; tasks per second of Ray's scheduler; bytes per second of its object store between two nodes.
+1. Trials per hour of MNIST, two epochs each, on Ray with 1, 2 and 4 workers, which divide the cores' threads.
+2. Seconds for each further trial of scikit-learn's digits on one thread, one after another, and for a sweep's first
+   trial: on Ray, as DVC experiments, and in one process that calls the stages' functions.
+3. Runs per second that the tracking server on PostgreSQL accepts, each with the parameters, metrics, tags and artifacts
+   of a trial. Tasks per second of Ray's scheduler. Seconds that its object store takes to put the shared data, and to
+   fetch it on another node.
 
-Works in copies, so the workspace and its store stay as they are. Writes reports/benchmarks/sweep.json.
+Works in copies, so the workspace and its store do not change. Writes reports/benchmarks/sweep.json.
 """
 
 import itertools
@@ -35,8 +36,8 @@ FEW, MANY = 1, 5
 ROUNDS = 2
 ROWS, CLIENTS = 40, 2
 TASKS = 500
-SEEDS = itertools.count()  # no point is run twice
-_connected: list[Any] = []  # of a client's process: the client, and what it sends
+SEEDS = itertools.count()  # no trial is run twice
+_connected: list[Any] = []  # in a client's process: the client, and what it sends
 ONE_PROCESS = """
 import sys, yaml
 from pathlib import Path
@@ -55,7 +56,7 @@ def main() -> None:
         sys.exit("error: there is no data to train on; `make run` first")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o711)  # PostgreSQL's own user has to come through
+        folder.chmod(0o711)  # PostgreSQL's own user must be able to pass through it
         copy = copy_workspace(folder / "copy")
         dvc(copy, "repro", "--quiet", "baselines")
         hourly = points_per_hour(copy)
@@ -92,7 +93,7 @@ def seeds(n: int) -> list[int]:
 
 
 def timed(copy: Path, *command: str) -> float:
-    """The seconds that a command takes; what it leaves to deliver is waited for afterwards, beside the clock."""
+    """Return the seconds that a command takes. Then wait for what it left to deliver, which does not count."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=copy, env=settings(), stdout=subprocess.DEVNULL, check=True)
     seconds = time.perf_counter() - started
@@ -101,7 +102,7 @@ def timed(copy: Path, *command: str) -> float:
 
 
 def sweep(copy: Path, n: int, *options: str) -> float:
-    """The seconds of a sweep over n new points."""
+    """Return the seconds of a sweep over n new trials."""
     return timed(copy, "-m", "pipeline.sweep", *options, "-S", f"train.seed={','.join(map(str, seeds(n)))}")
 
 
@@ -122,7 +123,7 @@ def in_one_process(copy: Path, n: int) -> float:
 
 
 def summary(measured: dict[int, list[float]]) -> dict[str, Any]:
-    """The seconds of the rounds; of them the least for a first point, and for each further one."""
+    """Return the seconds of all rounds, and from the fastest ones those of a first and of each further trial."""
     few, many = min(measured[FEW]), min(measured[MANY])
     return {
         "points": {str(n): [round(value, 2) for value in values] for n, values in measured.items()},
@@ -132,7 +133,7 @@ def summary(measured: dict[int, list[float]]) -> dict[str, Any]:
 
 
 def points_per_hour(copy: Path) -> dict[str, Any]:
-    """{workers: …} of points with two epochs, the start of Ray included."""
+    """Return {workers: …} for trials with two epochs, including the start of Ray."""
     result: dict[str, Any] = {"epochs": 2, "points": POINTS}
     for workers in WORKERS:
         threads = max(1, (os.cpu_count() or 1) // workers)
@@ -147,7 +148,7 @@ def points_per_hour(copy: Path) -> dict[str, Any]:
 
 
 def rows_per_second(folder: Path, copy: Path) -> dict[str, Any]:
-    """How fast the server takes rows like the copy's newest from clients on this machine, which share its cores."""
+    """Measure how fast the server accepts runs like the copy's newest, from clients that share this machine's cores."""
     from mlflow import MlflowClient
 
     store, run = newest_row(copy)
@@ -164,7 +165,7 @@ def rows_per_second(folder: Path, copy: Path) -> dict[str, Any]:
         content = (histories, run.data.params, run.data.tags, artifacts, model)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(CLIENTS, spawn, _connect, (address, experiment_id, *content)) as clients:
-            list(clients.map(_send_row, range(CLIENTS)))  # they import mlflow meanwhile
+            list(clients.map(_send_row, range(CLIENTS)))  # so that they have imported mlflow
             started = time.perf_counter()
             list(clients.map(_send_row, range(ROWS)))
             seconds = time.perf_counter() - started
@@ -183,7 +184,7 @@ def rows_per_second(folder: Path, copy: Path) -> dict[str, Any]:
 
 
 def _connect(address: str, *content: Any) -> None:
-    """In each client's process."""
+    """Connect in each client's process, and keep what it sends."""
     from mlflow import MlflowClient
 
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -192,7 +193,7 @@ def _connect(address: str, *content: Any) -> None:
 
 
 def _send_row(number: int) -> None:
-    """The requests with which a point's row comes: parameters, metrics, tags, files, the end, MLflow's own model."""
+    """Send the requests of one trial's run: parameters, metrics, tags, files, the end, MLflow's own model."""
     from mlflow.entities import LoggedModelStatus, Param
 
     client, experiment_id, histories, params, tags, artifacts, model = _connected
@@ -210,7 +211,7 @@ def _send_row(number: int) -> None:
 
 @contextmanager
 def server(folder: Path, copy: Path) -> Iterator[str]:
-    """`make server` on loopback; its address."""
+    """Run `make server` on loopback inside the block and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pipeline.server", "--port", str(port), "--folder", str(folder / "server")]
@@ -229,12 +230,12 @@ def server(folder: Path, copy: Path) -> Iterator[str]:
 
 
 def rates_of_ray() -> dict[str, Any]:
-    """Of a cluster whose head has no CPU, and of its one node: what goes there goes from store to store."""
+    """Measure a cluster whose head has no CPU, and one node, so that the shared data goes from store to store."""
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
     from ray.cluster_utils import Cluster
 
-    # What pipeline.sweep.ray_engine shares: the data and the repository.
+    # As large as the data that pipeline.sweep.ray_engine shares. (It also shares the repository.)
     size = sum(path.stat().st_size for path in Path("data").glob("*/*.safetensors"))
     content = os.urandom(size)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -242,7 +243,7 @@ def rates_of_ray() -> dict[str, Any]:
         cluster.add_node(num_cpus=1)
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         fetch, nothing = ray.remote(max_retries=0)(_fetch), ray.remote(max_retries=0)(_nothing)
-        ray.get(nothing.remote())  # a worker is there
+        ray.get(nothing.remote())  # so that a worker is running
         started = time.perf_counter()
         shared = ray.put(content)
         put = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Write what was measured into the documents: the page reports/benchmarks/README.md, and README.md's table of speeds.
+"""Write the results into the documents: the page reports/benchmarks/README.md, and README.md's table of speeds.
 
     python -m benchmarks.table
 
@@ -16,10 +16,10 @@ from pipeline.autoencoder.trainer import PRECISIONS
 
 PAGE = RESULTS / "README.md"
 README = Path("README.md")
-# The lines of README.md between which the speeds are written.
+# The speeds are written between these lines of README.md.
 SPEED_BEGINS = "<!-- speed: written by `python -m benchmarks.table` -->"
 SPEED_ENDS = "<!-- end of speed -->"
-# What the measurements are compared with, by its name in the JSON files.
+# The programs that this project is compared with, by their names in the JSON files.
 NAMES = {
     "original": "the original as it is",
     "original_loop": "the original's loop on our network",
@@ -28,7 +28,7 @@ NAMES = {
     "dataloader": "DataLoader and ToTensor, as PyTorch's examples",
 }
 REFERENCES = ("original", "original_loop")
-Row = tuple[str, str, str, str]  # of the table: figure, measured, must, aim
+Row = tuple[str, str, str, str]  # of the page's table: figure, measured, must, aim
 NOT_MEASURED = "not measured"
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def speed_block(folder: Path) -> str:
-    """The part of README.md that the measurements of throughput and cuda decide, with its two marking lines."""
+    """Return the part of README.md that depends on throughput.json and cuda.json, with its two marker lines."""
     speed = json.loads((folder / "throughput.json").read_text())
     seconds = {name: values["median"] for name, values in speed["epoch_seconds"].items()}
     ours = [seconds.get(precision) for precision in ("float32", "bfloat16")]
@@ -145,14 +145,14 @@ def describe(machine: dict[str, Any]) -> str:
 
 
 def ratio(slow: list[float], fast: list[float]) -> str:
-    """The lowest and the highest ratio of the rounds, in each of which both were measured."""
+    """Return the lowest and the highest ratio over the rounds. Each round measured both."""
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return f"({min(ratios):.2f}…{max(ratios):.2f})"
 
 
 def throughput_rows(result: dict[str, Any]) -> list[Row]:
     seconds = {name: values["all"] for name, values in result["epoch_seconds"].items()}
-    bounds = {  # must and aim; they were set for equal networks
+    bounds = {  # must and aim, which were set for equal networks
         ("original_loop", "bfloat16"): ("2.3×", "3×"),
         ("original_loop", "float32"): ("1.3×", "1.5×"),
         ("dataloader", "bfloat16"): ("4.5×", "6×"),
@@ -211,7 +211,7 @@ def time_to_quality_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def time_to_quality(ours: dict[str, Any], reference: dict[str, Any] | None) -> str:
-    """How many times shorter our trainings were than the reference's, by both clocks, and how good both became."""
+    """Return how many times shorter our trainings were than the reference's by each clock, and both validation MSEs."""
     if reference is None:
         return NOT_MEASURED
     pairs = list(zip(reference["valid_mse"], ours["valid_mse"], strict=True))
@@ -277,7 +277,7 @@ def deviating(values: dict[str, Any]) -> str:
 
 
 def change(old: dict[str, Any], new: dict[str, Any]) -> float:
-    """In percent of the old mean."""
+    """Return the change of the mean in percent of the old mean."""
     return 100 * (new["mean"] / old["mean"] - 1)
 
 
@@ -311,7 +311,7 @@ def overhead_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def recipe_lines(path: Path) -> list[str]:
-    """What the parameters of the training make of the validation MSE, each changed alone."""
+    """Return the section on the training parameters: the validation MSE with one of them changed at a time."""
     if not path.is_file():
         return [f"`python -m benchmarks.recipe`: {NOT_MEASURED}.", ""]
     result = json.loads(path.read_text())
@@ -334,7 +334,7 @@ def recipe_lines(path: Path) -> list[str]:
 
 
 def reproducibility_lines(path: Path) -> list[str]:
-    """What a training's bytes depend on, beside what another seed makes of it."""
+    """Return the section on what a training's bytes depend on, compared with the effect of another seed."""
     if not path.is_file():
         return [f"`python -m benchmarks.reproducibility`: {NOT_MEASURED}.", ""]
     result = json.loads(path.read_text())

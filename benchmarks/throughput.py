@@ -1,12 +1,12 @@
-"""How fast an epoch is: compared with both references, other training loops, and only the matrix products.
+"""Measure one epoch, compared with both references, other training loops, and only the matrix products.
 
     python -m benchmarks.throughput      (7 minutes)
 
-Measures 5 layers, bottleneck size 10 and batches of 256. The references are those of `benchmarks.seed`; all other loops
-train this project's network: a DataLoader as in PyTorch's examples, and PyTorch Lightning and pythae where they are
-installed (`benchmarks.frameworks`). The loops take turns in ROUNDS rounds of one epoch each: with fewer images they
-would stay in the processor's cache. Where the processor computes bfloat16 itself, the project's loop is measured in it
-too. Needs data/prepared and data/raw; writes reports/benchmarks/throughput.json.
+Measures 5 layers, bottleneck size 10 and batches of 256. The references are those of `benchmarks.seed`. All other
+loops train this project's network: a DataLoader as in PyTorch's examples, and PyTorch Lightning and pythae if they are
+installed (`benchmarks.frameworks`). The loops alternate in ROUNDS rounds of one whole epoch each, because fewer images
+would stay in the processor's cache. On a processor with bfloat16 instructions the project's loop is also measured in
+bfloat16. Needs data/prepared and data/raw; writes reports/benchmarks/throughput.json.
 """
 
 import tempfile
@@ -85,7 +85,7 @@ def seconds_of_fit(train: torch.Tensor, params: TrainParams, precision: str) -> 
 
 
 def usual_loader(folder: Path, n_images: int) -> DataLoader[tuple[torch.Tensor, int]]:
-    """MNIST as PyTorch's own examples read it: image by image, through PIL."""
+    """Return a loader that reads MNIST as PyTorch's own examples do: image by image, through PIL."""
     (folder / "MNIST").mkdir()
     (folder / "MNIST/raw").symlink_to(main_root().resolve() / "data/raw")
     dataset = MNIST(str(folder), train=True, transform=ToTensor())
@@ -106,7 +106,7 @@ def seconds_of_loader_epoch(loader: DataLoader[tuple[torch.Tensor, int]]) -> flo
 
 
 def seconds_of_matrix_products(precision: str, n_steps: int) -> float:
-    """Only the matrix products of so many steps: forward, and backward by weight and input."""
+    """Compute only the matrix products of n steps, forward and backward by weight and input, and return the seconds."""
     linear = [module for module in our_layers(BOTTLENECK_SIZE, N_LAYERS) if isinstance(module, nn.Linear)]
     widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
     dtype = PRECISIONS[precision]
@@ -118,7 +118,7 @@ def seconds_of_matrix_products(precision: str, n_steps: int) -> float:
             before, after = activations[number], activations[number + 1]
             before @ weight.T
             after.T @ before
-            if number > 0:  # nobody asks for the gradient of the images
+            if number > 0:  # the gradient of the images is not needed
                 after @ weight
     return time.perf_counter() - started
 

@@ -1,12 +1,12 @@
-"""How soon this project's training reaches the quality that each reference ends with.
+"""Measure how soon this project's training reaches the quality that each reference ends with.
 
     python -m benchmarks.time_to_quality      (25 minutes)
 
-The quality is a reference's best validation MSE; the original as it is and its loop on our network (`benchmarks.seed`)
-each have their own. This project reaches it if the mean of its trainings, over the seeds, ends as low. The time is
-that of the whole training with validation, the reference's over this project's, by two clocks: wall time, and the
-processor time of all threads, which another program on the machine disturbs less. Both experiments of the original
-are measured: its default network, and the one that it evaluated. Trainings alternate. The test set is not read.
+The quality is a reference's best validation MSE. The original as it is and its loop on our network (`benchmarks.seed`)
+each have their own. This project reaches it if the mean of its trainings, over the seeds, is as low. The result is the
+time of the whole training with validation, the reference's over this project's. Two clocks measure it: wall time, and
+the processor time of all threads, which another program on the machine disturbs less. Both experiments of the original
+are measured: its default network, and the one that it evaluated. Trainings alternate. Does not read the test set.
 Needs data/prepared; writes reports/benchmarks/time_to_quality.json.
 """
 
@@ -17,8 +17,8 @@ from benchmarks.quality import DEFAULTS, Images, Outcome, train_ours, train_refe
 from benchmarks.recipe import changed
 from benchmarks.seed import REFERENCES
 
-# The original's default network and the experiment that it evaluated, and the `train` parameters with which this
-# project reached the quality of the original's loop on our network soonest. Those were chosen with seeds 0, 1 and 2.
+# The original's default network and the experiment that it evaluated. Then the `train` parameters with which this
+# project reached the quality of the original's loop on our network soonest. They were chosen with seeds 0, 1 and 2.
 EXPERIMENTS: list[tuple[dict[str, int], dict[str, Any], tuple[int, ...]]] = [
     ({"bottleneck_size": 10, **DEFAULTS}, {"n_epochs": 2, "batch_size": 192, "lr": 0.0125}, (3, 4, 5)),
     ({"bottleneck_size": 2, "n_layers": 10, "n_epochs": 20}, {"n_epochs": 5}, (3, 4, 5)),

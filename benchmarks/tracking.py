@@ -1,11 +1,14 @@
-"""What MLflow tracking costs: the pipeline with it and without it (PIPELINE_TRACKING=0), alternating.
+"""Measure what MLflow tracking costs: the pipeline with it and without it (PIPELINE_TRACKING=0), alternating.
 
     make bench
 
-Two figures, each from one process group on one machine: the seconds that train and evaluate take more
-with tracking than without, at the committed parameters but for one epoch (fixed cost); and the seconds
-that each further epoch takes more, on scikit-learn's digits, whose epochs are short. The local store
-exists beforehand. Writes reports/benchmarks/tracking.json; works in a copy, so the workspace stays as it is.
+Two figures, each from one process group on one machine:
+
+- Fixed cost: the extra seconds of train and evaluate with tracking, at the committed parameters but with one epoch.
+- The extra seconds of each further epoch, on scikit-learn's digits, whose epochs are short.
+
+The local store exists beforehand. Works in a copy, so the workspace does not change. Writes
+reports/benchmarks/tracking.json.
 """
 
 import statistics
@@ -31,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_workspace(Path(folder) / "copy")
         change_params(copy, train={"n_epochs": 1})
-        run_stage(copy, "evaluate", ON)  # makes the store
+        run_stage(copy, "evaluate", ON)  # creates the store
         wait_for_background(copy)
         fixed: dict[str, list[float]] = {ON: [], OFF: []}
         for _ in range(FIXED_REPETITIONS):
@@ -61,7 +64,7 @@ def main() -> None:
 
 
 def run_stage(folder: Path, stage: str, tracking: str) -> float:
-    """The seconds that a stage's process takes."""
+    """Run a stage in a process and return the seconds."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", f"pipeline.{stage}"],
