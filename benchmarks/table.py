@@ -1,4 +1,4 @@
-"""Write the results into the documents: the page reports/benchmarks/README.md, and README.md's table of speeds.
+"""Write the results into the documents: the page reports/benchmarks/README.md, and the table in docs/speed.md.
 
     python -m benchmarks.table
 
@@ -15,8 +15,8 @@ from benchmarks.common import RESULTS
 from pipeline.autoencoder.trainer import PRECISIONS
 
 PAGE = RESULTS / "README.md"
-README = Path("README.md")
-# The speeds are written between these lines of README.md.
+SPEED_PAGE = Path("docs/speed.md")
+# The speeds are written between these lines of that page.
 SPEED_BEGINS = "<!-- speed: written by `python -m benchmarks.table` -->"
 SPEED_ENDS = "<!-- end of speed -->"
 # The programs that this project is compared with, by their names in the JSON files.
@@ -36,12 +36,12 @@ def main() -> None:
     text = page(RESULTS)
     PAGE.write_text(text)
     print(text)
-    before, rest = README.read_text().split(SPEED_BEGINS)
-    README.write_text(before + speed_block(RESULTS) + rest.split(SPEED_ENDS)[1])
+    before, rest = SPEED_PAGE.read_text().split(SPEED_BEGINS)
+    SPEED_PAGE.write_text(before + speed_block(RESULTS) + rest.split(SPEED_ENDS)[1])
 
 
 def speed_block(folder: Path) -> str:
-    """Return the part of README.md that depends on throughput.json and cuda.json, with its two marker lines."""
+    """Return the part of docs/speed.md that depends on throughput.json and cuda.json, with its two marker lines."""
     speed = json.loads((folder / "throughput.json").read_text())
     seconds = {name: values["median"] for name, values in speed["epoch_seconds"].items()}
     ours = [seconds.get(precision) for precision in ("float32", "bfloat16")]
