@@ -234,7 +234,7 @@ def test_a_server_with_another_host_key_gets_nothing(mine: Path, server: Server)
 
 
 def test_without_the_jump_dvc_checks_no_host_key(mine: Path, server: Server) -> None:
-    """Without the jump DVC pushes to an unknown host, as docs/remote.md warns; if this fails, no jump is needed any more."""
+    """Without the jump DVC pushes to an unknown host, as docs/remote.md warns. If this fails, drop the jump."""
     run(mine, "dvc", "remote", "add", "-d", "storage", f"ssh://127.0.0.1{server.files}")
     key = server.home / ".ssh/id_ed25519"
     for name, value in {"user": server.user, "port": str(server.port), "keyfile": str(key)}.items():
@@ -298,7 +298,7 @@ def test_a_file_damaged_in_the_remote_is_refused(mine: Path, yours: Path, server
 
 
 def test_gc_deletes_what_its_clone_does_not_have(mine: Path, yours: Path, server: Server) -> None:
-    """`gc` deletes other clones' experiments, as docs/remote.md warns, unless the steps that it recommends come first."""
+    """`gc` deletes other clones' experiments, as docs/remote.md warns, unless its recommended steps come first."""
     clean_up = "gc --workspace --all-commits --all-experiments --cloud"
     n_of_main = n_files(server.files)
     run(mine, "dvc", "exp", "run", "-n", "other-seed", "-S", "train.seed=1", "train", PIPELINE_TRACKING="0")

@@ -55,7 +55,7 @@ def test_logistic_regression_does_not_depend_on_units() -> None:
 
 
 def test_the_number_of_threads_does_not_change_accuracies() -> None:
-    """Threads change no accuracy, even for codes unrelated to the digit, where a product's last bits decide the guess."""
+    """Threads change no accuracy, even for codes unrelated to the digit, where a product's last bits decide."""
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(200, 200)) / np.arange(1, 201)[:, None] ** 2
     codes, test_codes = ((generator.normal(size=(n, 200)) @ mixing).astype(np.float32) for n in (2000, 10_000))
