@@ -1,8 +1,8 @@
-"""Start a project: the machinery of this one, with an example's experiment in the place of the autoencoder.
+"""Start a new project with this project's machinery and an example's experiment instead of the autoencoder.
 
     python examples/new_project.py ../my-project [--example classifier]
 
-Makes the folder and a git repository with one commit in it. Nothing of the machinery is changed on the way.
+Makes the folder and a git repository in it with one commit. The machinery is copied unchanged.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--example", choices=examples, default="classifier")
     arguments = parser.parse_args()
     if arguments.folder.exists():
-        sys.exit(f"error: {arguments.folder} exists; name a new folder")
+        sys.exit(f"error: {arguments.folder} already exists; name a new folder")
     listed = subprocess.run(["git", "ls-files", "-z", "--", *MACHINERY], cwd=ROOT, capture_output=True, check=True)
     example = f"examples/{arguments.example}"
     own = subprocess.run(["git", "ls-files", "-z", "--", example], cwd=ROOT, capture_output=True, check=True)

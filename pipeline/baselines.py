@@ -1,8 +1,8 @@
-"""What an autoencoder has to beat: PCA with as many components, the mean image, classifiers on the pixels.
+"""Compute what an autoencoder must beat: PCA with as many components, the mean image, classifiers on the pixels.
 
     python -m pipeline.baselines      (normally through `dvc repro`)
 
-All depend on the data alone, so they are computed once for every size, not for every experiment.
+All of them depend only on the data, so they are computed once for all sizes, not for every experiment.
 """
 
 import json
@@ -26,7 +26,7 @@ ACCURACY_PATH = Path("data/baselines/pixel_probes.json")
 
 
 def main() -> None:
-    # One thread: the number of threads decides the last bits, and the machine must not.
+    # One thread, because the number of threads decides the last bits and results must not depend on the machine.
     train, test = load_split(TRAIN_PATH), load_split(TEST_PATH)
     pixels, test_pixels = train.pixels(), test.pixels()
     with threadpool_limits(1):
@@ -41,9 +41,9 @@ def main() -> None:
 
 
 def sizes_to_measure(n_components: int) -> list[int]:
-    """0, 1, 2, 3, … up to `n_components`, growing by a fifth from step to step; every power of two is among them.
+    """Return 0, 1, 2, 3, … up to `n_components`, growing by about a fifth per step and including every power of two.
 
-    Each size takes a reconstruction of all test images, so not all of them are measured.
+    Each size requires a reconstruction of all test images, so not all sizes are measured.
     """
     quarters_of_octaves = 2 ** np.arange(0, np.log2(n_components), 0.25)
     return sorted({0, *np.rint(quarters_of_octaves).astype(int).tolist(), n_components})

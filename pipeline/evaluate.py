@@ -1,11 +1,11 @@
-"""Measure the trained autoencoder and its codes on the test set, beside PCA and the pixels, and draw it.
+"""Measure the trained autoencoder and its codes on the test set, compare them with PCA and pixels, and draw figures.
 
     python -m pipeline.evaluate       (normally through `dvc repro`)
 
-Reads the `model` and `evaluate` sections of params.yaml. It runs on the CPU whatever train.device says, each
-matrix product on one thread, so that its outs do not depend on the machine. It takes seconds, and minutes at
-bottleneck sizes of several hundred, because it decodes without each dimension in turn. Metrics and
-figures join the MLflow row of the training that made the weights.
+Reads the `model` and `evaluate` sections of params.yaml. It runs on the CPU regardless of train.device, with each
+matrix product on one thread, so that its outputs do not depend on the machine. It takes seconds, or minutes at
+bottleneck sizes of several hundred, because it decodes without each dimension in turn. Metrics and figures are added to
+the MLflow run of the training that produced the weights.
 """
 
 import json
@@ -48,7 +48,7 @@ MANIFOLD_PATH = Path("reports/figures/manifold.png")
 
 
 def main() -> None:
-    # DVC keeps this file, which dvc.yaml marks `persist`. A failure must not leave it next to new weights.
+    # dvc.yaml marks this file `persist`, so DVC does not delete it. A failure must not leave it next to new weights.
     METRICS_PATH.unlink(missing_ok=True)
     params = load_params()
     announce_data(params)
@@ -91,10 +91,10 @@ def main() -> None:
 
 
 def name_of_data() -> str:
-    """The data set's name, as `prepare` noted it.
+    """Return the data set's name, which `prepare` recorded.
 
     Raises:
-        PipelineError: it is not known here.
+        PipelineError: the name is unknown.
     """
     dataset = load_json(SUMMARY_PATH, ["dataset"])["dataset"]
     if dataset not in figures.DATASET_TITLES:
@@ -105,19 +105,19 @@ def name_of_data() -> str:
 
 
 def load_trained(params: ModelParams) -> AutoEncoder:
-    """The model that `train` wrote, without gradients.
+    """Load the model that `train` wrote, without gradients.
 
     Raises:
-        PipelineError: it has another shape than these parameters say.
+        PipelineError: the model's shape does not match the parameters.
     """
     model = load_model(MODEL_PATH).requires_grad_(False)
     if model.architecture != Architecture.from_params(params):
-        raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it anew")
+        raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it again")
     return model
 
 
 def decode_by(model: AutoEncoder, codes: np.ndarray) -> np.ndarray:
-    """[n, k] → [n, 784], pixels in 0…1."""
+    """Map codes [n, k] to images [n, 784], pixels in 0…1."""
     return model.decode(torch.from_numpy(codes.astype(np.float32))).numpy()
 
 
@@ -130,7 +130,7 @@ def write_metrics(
     pca_probes: dict[str, float],
     pixel_probes: dict[str, float],
 ) -> None:
-    """Write METRICS_PATH and, a line for each latent dimension, DIMENSIONS_PATH."""
+    """Write METRICS_PATH, and DIMENSIONS_PATH with a line for each latent dimension."""
     content = {
         "dataset": dataset,
         "test": metrics,

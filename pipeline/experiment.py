@@ -1,6 +1,6 @@
-"""This experiment, for the machinery: the form that another experiment fills in with its own (core/form.py).
+"""This experiment, described in the form of core/form.py. Another experiment fills in the same form.
 
-`tracking`, `sweep` and `review` read it. Neither they nor `server` and `core` import `autoencoder` or a stage.
+`tracking`, `sweep` and `review` read it. They, `server` and `core` import neither `autoencoder` nor a stage.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def notice(params: "Params") -> str | None:
-    """What a run should say about its data, if anything."""
+    """Return a note for the user about the run's data, or None."""
     if params.data.dataset != "digits":
         return None
     return (
@@ -27,7 +27,7 @@ def notice(params: "Params") -> str | None:
 
 
 def how_to_run(params: "Params") -> tuple[str, ...]:
-    """DVC's command for `make run`: on scikit-learn's digits where MNIST is wanted and cannot be had."""
+    """Return DVC's command for `make run`. It uses scikit-learn's digits if MNIST is chosen but not available."""
     from pipeline.autoencoder import datasets
     from pipeline.core import dvcfiles
     from pipeline.core.repository import RAW_FOLDER, main_root
@@ -40,14 +40,14 @@ def how_to_run(params: "Params") -> tuple[str, ...]:
     ):
         return ("repro",)
     print(
-        "MNIST cannot be reached: no mirror answers (MNIST_MIRROR names another one). "
+        "MNIST cannot be reached: no mirror answers (set MNIST_MIRROR to use another one). "
         "Running on scikit-learn's digits instead: dvc exp run -S data.dataset=digits"
     )
     return ("exp", "run", "-S", "data.dataset=digits")
 
 
 def summary() -> str:
-    """A run's results in a line, from the files that it left."""
+    """Return a run's results in one line, from the files that it wrote."""
     import json
 
     metrics = json.loads(Path("reports/evaluate.json").read_text())["test"]
@@ -58,19 +58,19 @@ def summary() -> str:
 
 
 def measured_on(metric: str) -> str:
-    """The validation images for `valid.best_mse` and the like, else the test images."""
+    """Return the data behind a metric: the validation images for `valid.…`, else the test images."""
     return f"{EXPERIMENT.data_folder}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
 
 
 def data_title(name: str) -> str:
-    """A data set's name as figures show it."""
+    """Return a data set's name as figures show it."""
     from pipeline.autoencoder.figures import DATASET_TITLES
 
     return DATASET_TITLES.get(name, name)
 
 
 def run_name(params: "Params") -> dict[str, str]:
-    """What every run's name begins with, by the parameter that it tells; empty where that goes without saying."""
+    """Return the parts with which every run's name begins, by parameter. The part of a default value is empty."""
     return {
         "data.dataset": "" if params.data.dataset == "mnist" else params.data.dataset,
         "model.bottleneck_size": f"k={params.model.bottleneck_size}",
@@ -79,7 +79,7 @@ def run_name(params: "Params") -> dict[str, str]:
 
 
 def environment(params: "Params", device: str) -> dict[str, str]:
-    """What decides a training's last bits beside parameters, data and code, and what `auto` chose."""
+    """Return what decides a training's last bits besides parameters, data and code, and what `auto` chose."""
     import torch
 
     from pipeline.autoencoder.environment import fingerprint
@@ -90,14 +90,14 @@ def environment(params: "Params", device: str) -> dict[str, str]:
 
 
 def load_model(path: str) -> "nn.Module":
-    """The model in a file that the training wrote."""
+    """Load the model in a file that the training wrote."""
     from pipeline.autoencoder.model import load_model
 
     return load_model(path)
 
 
 def draw_models(models: "dict[str, nn.Module]") -> "Figure":
-    """What `make compare` shows of a curve's models, {label: model}: here the first test image of each digit.
+    """Draw a curve's models, {label: model}, for `make compare`: reconstructions of each digit's first test image.
 
     Raises:
         PipelineError: EXPERIMENT.test_path is missing or damaged.
@@ -116,7 +116,7 @@ def draw_models(models: "dict[str, nn.Module]") -> "Figure":
 
 
 def example_input() -> "np.ndarray":
-    """Something that the model takes; two examples, so that their number stays free."""
+    """Return input for the model: two examples, so that the number of examples stays free."""
     import numpy as np
 
     from pipeline.autoencoder.model import INPUT_SIZE

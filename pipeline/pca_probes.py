@@ -1,9 +1,9 @@
-"""How well classifiers read the digit from PCA codes as wide as the bottleneck.
+"""Measure how well classifiers read the digit from PCA codes as wide as the bottleneck.
 
     python -m pipeline.pca_probes     (normally through `dvc repro`)
 
-Reads model.bottleneck_size alone, so that DVC computes it once for each size and takes it from its cache
-for every other experiment of that size.
+Of params.yaml it reads only model.bottleneck_size, so DVC runs it once for each size and uses its cache for every
+other experiment of that size.
 """
 
 import json

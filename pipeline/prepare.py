@@ -1,9 +1,9 @@
-"""Download MNIST (or take scikit-learn's digits) and split it into train, valid and test.
+"""Download MNIST (or load scikit-learn's digits) and split it into train, valid and test.
 
     python -m pipeline.prepare        (normally through `dvc repro`)
 
-Reads the `data` section of params.yaml. The raw files are a cache under the main repository's root,
-not an out: another ratio or seed downloads nothing, and temporary experiments share them.
+Reads the `data` section of params.yaml. The raw files are a cache under the main repository's root, not an output.
+Another ratio or seed therefore downloads nothing, and temporary experiments share the files.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ TRAIN_PATH = Path("data/prepared/train.safetensors")
 VALID_PATH = Path("data/prepared/valid.safetensors")
 TEST_PATH = Path("data/prepared/test.safetensors")
 SUMMARY_PATH = Path("reports/data.json")
-# The classifiers of later stages ask five neighbours, and want more than one digit.
+# The classifiers of later stages need five neighbours and more than one digit.
 FEWEST_TRAINING_IMAGES = 10
 
 
@@ -49,11 +49,11 @@ def main() -> None:
 def split_train_valid(labelled: Split, train_ratio: float, seed: int) -> tuple[Split, Split]:
     """Split at random into `floor(train_ratio × n)` training images and the rest for validation.
 
-    The stream of numpy's RandomState is frozen: one seed means one split, on every machine and with every
-    version of numpy. It is the split of scikit-learn's `train_test_split`, whose import takes over a second.
+    The random stream of numpy's RandomState is frozen, so one seed gives one split on every machine and with every
+    version of numpy. scikit-learn's `train_test_split` gives the same split, but importing it takes over a second.
 
     Raises:
-        PipelineError: fewer than 10 images would be left for training, or none for validation.
+        PipelineError: fewer than 10 images would remain for training, or none for validation.
     """
     n_train = math.floor(round(train_ratio * len(labelled), 6))  # 0.018 × 1500 is 26.999999999999996
     if not FEWEST_TRAINING_IMAGES <= n_train < len(labelled):
@@ -66,9 +66,9 @@ def split_train_valid(labelled: Split, train_ratio: float, seed: int) -> tuple[S
 
 
 def summarise(split: Split) -> dict[str, object]:
-    """Size, images of each digit, and mean and standard deviation of the pixels in 0…1.
+    """Return the size, the number of images of each digit, and the mean and standard deviation of the pixels in 0…1.
 
-    The moments come from whole-number sums, so no rounding can depend on the machine.
+    Mean and deviation are computed from integer sums, so that no rounding depends on the machine.
     """
     n_of_value, values = np.bincount(split.images.ravel(), minlength=256), np.arange(256)
     n, total, squares = split.images.size, int(n_of_value @ values), int(n_of_value @ values**2)

@@ -2,8 +2,8 @@
 
     python -m pipeline.train          (normally through `dvc repro`)
 
-Reads the `model` and `train` sections of params.yaml. MLflow gets a row of its own for every run. A training
-that was stopped goes on from its last checkpoint, in its row, to the same bytes.
+Reads the `model` and `train` sections of params.yaml. Each training has its own MLflow run. If training is stopped,
+the next start resumes from the last checkpoint, in the same MLflow run, and produces the same bytes.
 """
 
 import json
@@ -47,7 +47,7 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"training {n_parameters:,} parameters on {len(train):,} images, {device}, {torch.get_num_threads()} threads")
 
-    n_images = math.prod(steps_of_epoch(len(train), params.train.batch_size))  # that an epoch trains on
+    n_images = math.prod(steps_of_epoch(len(train), params.train.batch_size))  # per epoch
     with training(
         params, str(device), n_epochs=params.train.n_epochs, n_examples=n_images, state_types=STATE_TYPES
     ) as run:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def set_up(params: TrainParams) -> torch.device:
-    """Threads and determinism, and the device to train on; says what `auto` chose."""
+    """Set threads and determinism, print what `auto` chose, and return the device to train on."""
     make_deterministic(None if params.threads == "auto" else params.threads)
     device = resolve_device(params.device)
     if params.device == "auto":
@@ -77,7 +77,7 @@ def set_up(params: TrainParams) -> torch.device:
 
 
 def load_pixels(path: Path, device: torch.device) -> torch.Tensor:
-    """A split's images as float32 [n, 784] in 0…1."""
+    """Return a split's images as float32 [n, 784] in 0…1."""
     return torch.from_numpy(load_split(path).pixels()).to(device)
 
 

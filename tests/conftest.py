@@ -1,4 +1,4 @@
-"""Fixtures: an empty working folder, a mirror on loopback, one whole pipeline run that tests share."""
+"""Fixtures: an empty working folder, a mirror on loopback, and one whole pipeline run that tests share."""
 
 import os
 import shutil
@@ -15,19 +15,19 @@ from tests.mirror import Mirror
 
 
 def pytest_configure() -> None:
-    """Signals do what they do by default, in the tests and in what they start; so does make.
+    """Restore the default signal handling and make's environment, for the tests and the processes that they start.
 
-    A shell ignores SIGINT for what it runs in the background, and `nohup` SIGHUP.
+    A shell makes its background processes ignore SIGINT, and `nohup` makes them ignore SIGHUP.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs them: they run make themselves
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # set by `make test`; tests run make too
         os.environ.pop(name, None)
 
 
 @pytest.fixture
 def tmp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the working directory, so that tests need no paths of their own."""
+    """Change to an empty working directory, so that tests need no paths."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,7 +40,7 @@ def mirror() -> Iterator[Mirror]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables and nothing in them; making one takes seconds, copying it none."""
+    """Create a sqlite store with empty tables once. Creating one takes seconds, and copying it takes none."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -48,7 +48,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A real store of the test's own, which MLFLOW_TRACKING_URI names; returns its address."""
+    """Create the test's own store, set MLFLOW_TRACKING_URI to it and return its address."""
     path = shutil.copy(empty_store, tmp_path / "store.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
@@ -57,7 +57,7 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def results(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder with what a pipeline run leaves. Journals stay there until the test delivers them."""
+    """Change to a folder with a pipeline run's files. Journals stay there until the test delivers them."""
     folder = tmp_path / "repository"
     write_results(folder, small_params())
     monkeypatch.chdir(folder)
@@ -68,9 +68,9 @@ def results(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project, in a path with spaces, after `dvc repro` on digits with a small network.
+    """Return a copy of the project, in a path with spaces, after `dvc repro` on digits with a small network.
 
-    Tests that change it set it back themselves.
+    A test that changes it must restore it.
     """
     folder = copy_project(tmp_path_factory.mktemp("a path") / "with spaces")
     write_params(small_params(), folder)
@@ -80,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A committed copy of the project with a small network, as the working folder; nothing has run in it."""
+    """Change to a committed copy of the project with a small network. Nothing has run in it."""
     folder = copy_project(tmp_path / "workspace")
     write_params(small_params(), folder)
     git(folder, "commit", "-q", "-a", "-m", "small")

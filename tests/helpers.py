@@ -1,4 +1,4 @@
-"""What several test files need: small data, copies of the project, and running its commands."""
+"""Helpers for several test files: small data, copies of the project, and running its commands."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ from pipeline.params import Params
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-# The tests' own values: what they show must not change with the committed params.yaml.
+# The tests' own values, so that their results do not depend on the committed params.yaml.
 SMALL_PARAMS = """
 data: {dataset: digits, train_ratio: 0.8, split_seed: 0}
 model: {bottleneck_size: 2, n_layers: 2, hidden_sizes: null, regularizer: batch_norm, dropout_p: 0.3}
@@ -41,7 +41,7 @@ evaluate: {manifold_size: 5, midpoint_pairs: 6}
 
 
 def small_params(**changes: Any) -> Params:
-    """Valid parameters of a network that trains in a second; `model__n_layers=3` changes one."""
+    """Return valid parameters of a network that trains in a second; `model__n_layers=3` changes one."""
     values = yaml.safe_load(SMALL_PARAMS)
     for name, value in changes.items():
         section, key = name.split("__")
@@ -57,7 +57,7 @@ class Calls(Callback):
 
 
 def random_split(n: int, seed: int = 0) -> Split:
-    """n noise images; every digit occurs where n is at least 10."""
+    """Return n noise images. Every digit occurs if n is at least 10."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (n, 28, 28), dtype=np.uint8)
     return Split(images, (np.arange(n) % 10).astype(np.uint8))
@@ -69,7 +69,7 @@ def write_params(params: Params, folder: Path = Path()) -> None:
 
 @contextmanager
 def edited(path: Path, old: str, new: str) -> Iterator[None]:
-    """One file changed inside the block and set back after it."""
+    """Change one file inside the block and restore it afterwards."""
     text = path.read_text()
     assert old in text, f"{path} does not hold {old!r}"
     path.write_text(text.replace(old, new))
@@ -80,7 +80,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 def save_every_epoch(folder: Path) -> None:
-    """Make a copy of the project save a checkpoint after every epoch, not after some seconds."""
+    """Make a copy of the project save a checkpoint after every epoch instead of every few seconds."""
     module = folder / "pipeline/core/checkpoint.py"
     text = module.read_text()
     assert "SECONDS_BETWEEN = 10.0" in text
@@ -88,7 +88,7 @@ def save_every_epoch(folder: Path) -> None:
 
 
 def copy_project(target: Path) -> Path:
-    """The project's files as they are in the working tree, as the one commit of a new git repository."""
+    """Copy the working tree's files into a new git repository with one commit."""
     if PROJECT.name == "mutants":
         pytest.skip("mutmut's copy of the project is not in git")
     listed = subprocess.run(
@@ -115,19 +115,19 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with its Python first in PATH and no tracking or DVC setting inherited."""
+    """Return this process's environment with its Python first in PATH and without tracking or DVC settings."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "MNIST_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     identity = {"GIT_AUTHOR_NAME": "Test", "GIT_AUTHOR_EMAIL": "test@example.com"}
     identity |= {"GIT_COMMITTER_NAME": "Test", "GIT_COMMITTER_EMAIL": "test@example.com"}
     settings = {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-    if os.environ.get("MUTANT_UNDER_TEST") == "stats":  # mutmut's count of calls works in its own process only
+    if os.environ.get("MUTANT_UNDER_TEST") == "stats":  # mutmut counts calls only in its own process
         settings["MUTANT_UNDER_TEST"] = ""
     return inherited | identity | settings | changes
 
 
 def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m …` in a folder; with ok, a failure fails the test and shows what was printed."""
+    """Run `python -m …` in a folder. With `ok`, a failure fails the test and shows the output."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
@@ -143,7 +143,7 @@ def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subproc
 
 
 def start(folder: Path, *command: str, **changes: str) -> subprocess.Popen[str]:
-    """Start `python -m …` in a folder, in a session of its own, so that a signal to its group reaches it alone."""
+    """Start `python -m …` in a folder, in its own session, so that a signal to its group reaches only it."""
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=folder,
@@ -156,13 +156,13 @@ def start(folder: Path, *command: str, **changes: str) -> subprocess.Popen[str]:
 
 
 def rows(project: Path) -> list[Run]:
-    """All runs of a project's own store, the newest first."""
-    with FileLock(project / "mlflow.db.lock"):  # two processes that make one store at the same time break it
+    """Return all runs of a project's own store, newest first."""
+    with FileLock(project / "mlflow.db.lock"):  # two processes that create a store at the same time corrupt it
         return stored(f"sqlite:///{project}/mlflow.db")
 
 
 def stored(uri: str) -> list[Run]:
-    """All runs of a store, the newest first."""
+    """Return all runs of a store, newest first."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT.name)
     if experiment is None:
@@ -171,7 +171,7 @@ def stored(uri: str) -> list[Run]:
 
 
 def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
-    """The paths of a run's artifacts."""
+    """Return the paths of a run's artifacts."""
     found = set()
     for item in client.list_artifacts(run_id, folder):
         found |= artifacts(client, run_id, item.path) if item.is_dir else {item.path}
@@ -179,7 +179,7 @@ def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> s
 
 
 def write_results(folder: Path, params: Params) -> None:
-    """What a pipeline run would have left in a repository: a small model, the rest made up."""
+    """Write the files of a pipeline run to a repository. The small model is real, the rest is made up."""
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     shutil.copy(PROJECT / "dvc.yaml", folder)
     write_params(params, folder)
@@ -197,14 +197,14 @@ def write_results(folder: Path, params: Params) -> None:
 
 
 def files_with(text: str, *folders: Path) -> list[Path]:
-    """The files under the folders that hold a text."""
+    """Return the files under the folders that contain a text."""
     found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in found if text.encode() in path.read_bytes()]
 
 
 @contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """Something mounted at `folder`; skips where this user may not."""
+    """Mount something at `folder` inside the block. Skips the test if this user may not mount."""
     if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode != 0:
         pytest.skip("this user may not mount a file system")
     try:
@@ -214,7 +214,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 
 def working_in(folder: Path, module: str) -> list[psutil.Process]:
-    """The processes that run a module of the pipeline in a folder."""
+    """Return the processes that run a module of the pipeline in a folder."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         in_folder = process.info["cwd"] is not None and Path(process.info["cwd"]).is_relative_to(folder)
@@ -224,10 +224,10 @@ def working_in(folder: Path, module: str) -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
-    """Return once the condition holds; fail if it does not in time."""
+    """Return once the condition holds; fail if it does not hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that misbehaves on demand, in the role of an MNIST mirror."""
+"""An MNIST mirror: a real HTTP server on loopback that misbehaves on demand."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Mirror:
-    """Serves `files` (name → bytes). `requests` are the names asked for by GET.
+    """A server of `files` (name → bytes). `requests` lists the names that GET requests asked for.
 
-    `fault` is what goes wrong with every answer: None, "404", "html", "cut" (half of the promised
-    bytes, then the end) or "silent" (the connection is accepted, nothing is ever sent).
+    `fault` decides how every response fails: None, "404", "html", "cut" (half of the promised bytes, then the
+    connection ends) or "silent" (the connection is accepted, but nothing is ever sent).
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,10 @@
-"""A Ray cluster of two nodes on this machine, on loopback alone, each with a temporary folder of its own.
+"""A Ray cluster on this machine, only on loopback, in which each node has its own temporary folder.
 
     python -m tests.ray_cluster FOLDER
 
-Prints the address of the head, which has no CPU; a line on standard input then says what happens: `add NAME` adds a
-node of one CPU and says `added`, `kill NAME` ends all that a node runs without a word; the end of the input ends all.
+Prints the address of the head, which has no CPU. Each line on standard input is then a command: `add NAME` adds a node
+with one CPU and prints `added`, and `kill NAME` kills all processes of a node and prints nothing. The end of the input
+ends the cluster.
 """
 
 import os
@@ -12,16 +13,16 @@ from pathlib import Path
 
 import psutil
 
-# Ray's name for "not on other machines", read when it is imported.
+# This setting keeps Ray off other machines. Ray reads it when it is imported.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from ray.cluster_utils import Cluster
 
 
 def main(folder: Path) -> None:
-    # By default it is a minute until a node counts as gone.
+    # By default it takes a minute until a node counts as lost.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    # Ray notes the cluster's address in the folder `ray` there, whatever a node's own is, and does not make it.
+    # Ray writes the cluster's address to `ray` in RAY_TMPDIR, not to a node's folder, and does not create that folder.
     os.environ["RAY_TMPDIR"] = str(folder)
     (folder / "ray").mkdir()
     cluster = Cluster(
@@ -50,7 +51,7 @@ def main(folder: Path) -> None:
 
 
 def family(node: object) -> list[psutil.Process]:
-    """A node's processes and all that they have started."""
+    """Return a node's processes and all that they have started."""
     own = [psutil.Process(info[0].process.pid) for info in node.all_processes.values()]  # type: ignore[attr-defined]
     return [each for process in own for each in [process, *process.children(recursive=True)]]
 

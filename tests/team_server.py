@@ -1,4 +1,4 @@
-"""The team's tracking server as its command starts it: on a real PostgreSQL, in a folder of its own."""
+"""The team's tracking server as its command starts it, on a real PostgreSQL in its own folder."""
 
 import base64
 import importlib.util
@@ -25,7 +25,7 @@ from tests.helpers import PROJECT, environment, free_port, wait_until
 
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """A new folder that PostgreSQL's user may enter (root's temporary ones are closed to others); skips without it."""
+    """Create a folder that PostgreSQL's user may enter, unlike root's temporary ones. Skips without PostgreSQL."""
     if importlib.util.find_spec("psycopg2") is None:
         pytest.skip("psycopg2 is not installed (make setup-cluster)")
     try:
@@ -41,7 +41,7 @@ def server_folder() -> Iterator[Path]:
 
 
 class TeamServer:
-    """`python -m pipeline.server` in a repository; what it prints goes to `log`."""
+    """`python -m pipeline.server` in a repository. Its output goes to `log`."""
 
     def __init__(self, repository: Path, folder: Path, *options: str, **variables: str):
         self.folder = folder
@@ -71,7 +71,7 @@ class TeamServer:
         return self.process is not None and self.process.poll() is not None
 
     def processes(self) -> list[psutil.Process]:
-        """The command's own and all that it has started."""
+        """Return the command's process and all that it has started."""
         assert self.process is not None
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
@@ -82,14 +82,14 @@ class TeamServer:
         return self.process.wait(180)
 
     def kill(self) -> None:
-        """As a machine that goes down: SIGKILL to every process."""
+        """Send SIGKILL to every process, as if the machine went down."""
         for process in self.processes():
             process.kill()
         assert self.process is not None
         self.process.wait()
 
     def status(self, user: str | None = None, password: str = "", **headers: str) -> int:
-        """The HTTP status of a question for experiments, sent as the page does."""
+        """Return the HTTP status of a search for experiments, sent as the page sends it."""
         question = urllib.request.Request(
             f"{self.address}/api/2.0/mlflow/experiments/search",
             json.dumps({"max_results": 1}).encode(),
@@ -105,7 +105,7 @@ class TeamServer:
             return error.code
 
     def dump(self) -> str:
-        """Every row of every table, as the backup in docs/server.md has it."""
+        """Return every row of every table, as in the backup of docs/server.md."""
         program = postgres._programs(self.folder / "server/postgres") / "pg_dumpall"
         socket = os.path.realpath(self.folder / "server/socket")
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""What the project is measured against is what it says, and the page of figures is that of the measurements."""
+"""The reference implementations match their descriptions, and the pages quote the measurements."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ RESULTS = PROJECT / "reports/benchmarks"
 
 
 def measured(name: str) -> dict[str, Any]:
-    """A benchmark's result, where there is one; where there is none, the page of figures says so."""
+    """Return a benchmark's result, or skip the test if there is none."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         pytest.skip(f"benchmarks.{name} was not measured")
@@ -38,7 +38,7 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def test_the_original_loop_trains_as_a_plain_one() -> None:
-    """Its losses equal those of a DataLoader, nn.MSELoss and Adam's textbook step, for 20 steps."""
+    """For 20 steps its losses equal those of a DataLoader, nn.MSELoss and Adam's textbook step."""
     images = torch.from_numpy(random_split(20 * 256).pixels())
     torch.manual_seed(0)
     model = our_layers(bottleneck_size=10, n_layers=2)
@@ -60,7 +60,7 @@ def test_the_original_loop_trains_as_a_plain_one() -> None:
 
 
 def test_the_originals_experiment_is_one_command_away() -> None:
-    """With the parameters of the README's command, fit trains as the original's loop does."""
+    """With the parameters of the README's command, `fit` trains like the original's loop."""
     (command,) = re.findall(r"^dvc exp run .*constant.*\\\n.*$", (PROJECT / "README.md").read_text(), re.MULTILINE)
     changes = {key.replace(".", "__"): yaml.safe_load(value) for key, value in re.findall(r"-S (\S+)=(\S+)", command)}
     params = small_params(**changes | {"model__n_layers": 3}, train__batch_size=256, train__n_epochs=2)
@@ -86,10 +86,10 @@ def test_the_originals_experiment_is_one_command_away() -> None:
         (10, 10, [784, 629, 551, 474, 397, 319, 242, 164, 87, 10], [10, 629, 706, 784], 2_564_990),
     ],
 )
-def test_the_original_as_it_is_has_its_own_layers(
+def test_the_unmodified_original_has_its_own_layers(
     bottleneck_size: int, n_layers: int, encoder: list[int], decoder: list[int], n_parameters: int
 ) -> None:
-    """Its encoder skips the first hidden width, and its decoder has the first two: not this project's network."""
+    """The original's encoder skips the first hidden width, and its decoder has only the first two."""
     model = original_network(bottleneck_size, n_layers)
     blocks = [[nn.Linear, nn.ReLU, nn.BatchNorm1d] * (len(half) - 2) + [nn.Linear] for half in (encoder, decoder)]
     assert [type(layer) for layer in model] == blocks[0] + blocks[1]
@@ -99,8 +99,8 @@ def test_the_original_as_it_is_has_its_own_layers(
     assert model(torch.rand(2, 784)).shape == (2, 784)
 
 
-def test_the_networks_are_those_that_the_page_describes() -> None:
-    """benchmarks/README.md has the number of layers and parameters of both references, for both experiments."""
+def test_the_page_describes_the_networks() -> None:
+    """benchmarks/README.md has the numbers of layers and parameters of both references in both experiments."""
     page = (PROJECT / "benchmarks/README.md").read_text()
     for name, network in REFERENCES.items():
         cells = []
@@ -115,7 +115,7 @@ def test_the_networks_are_those_that_the_page_describes() -> None:
 
 
 def test_the_second_reference_has_this_projects_layers() -> None:
-    """Its weights have the names' order and the shapes of AutoEncoder's, and in training it computes the same."""
+    """Its weights have AutoEncoder's order and shapes, and in training it computes the same."""
     network = our_layers(bottleneck_size=10, n_layers=5)
     model = throughput.our_network()
     for ours, theirs in zip(model.state_dict().values(), network.state_dict().values(), strict=True):
@@ -127,7 +127,7 @@ def test_the_second_reference_has_this_projects_layers() -> None:
 
 @pytest.mark.parametrize("name", frameworks.EPOCH_SECONDS)
 def test_a_framework_trains_an_epoch(name: str) -> None:
-    """Each optional framework, where it is installed, trains all weights in one step for each batch of 256."""
+    """Each installed framework trains all weights, in one step for each batch of 256."""
     if name not in frameworks.installed():
         pytest.skip(f"{name} is optional and not installed")
     model = throughput.our_network()
@@ -139,8 +139,8 @@ def test_a_framework_trains_an_epoch(name: str) -> None:
     assert after["encoder.2.num_batches_tracked"] == steps
 
 
-def test_the_gpu_benchmark_needs_no_more_than_a_bare_machine_has() -> None:
-    """What benchmarks.cuda imports: not torchvision, MLflow, DVC, pandas, scikit-learn or matplotlib."""
+def test_the_gpu_benchmark_needs_few_packages() -> None:
+    """benchmarks.cuda imports no torchvision, MLflow, DVC, pandas, scikit-learn, matplotlib, lightning or pythae."""
     unwanted = ["torchvision", "mlflow", "dvc", "pandas", "sklearn", "matplotlib", "lightning", "pythae"]
     code = f"import sys, benchmarks.cuda; print(sorted(set({unwanted}) & sys.modules.keys()))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, text=True)
@@ -148,7 +148,7 @@ def test_the_gpu_benchmark_needs_no_more_than_a_bare_machine_has() -> None:
 
 
 def test_the_floor_counts_every_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three products for each linear layer but the first, whose input has no gradient."""
+    """The floor has three products for each linear layer, and two for the first, whose input has no gradient."""
     shapes: list[tuple[torch.Size, torch.Size]] = []
 
     class Counted(torch.Tensor):
@@ -169,7 +169,7 @@ def test_the_floor_counts_every_matrix_product(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Products(TorchDispatchMode):
-    """The types of the operands of the matrix products inside."""
+    """Collects the operand types of the matrix products inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,8 +181,8 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_bfloat16_is_emulated_as_it_is_computed() -> None:
-    """Products in float32, forward and backward; gradients within two roundings of PyTorch's own bfloat16."""
+def test_emulated_bfloat16_is_near_the_real_one() -> None:
+    """Emulated products are float32, forward and backward; gradients are within two roundings of PyTorch's bfloat16."""
     model = AutoEncoder(Architecture.from_params(small_params().model))
     images = torch.from_numpy(random_split(64).pixels())
     gradients, types = [], []
@@ -199,7 +199,7 @@ def test_bfloat16_is_emulated_as_it_is_computed() -> None:
 
 
 def test_the_recipes_changes_are_parameters() -> None:
-    """Each is valid, and changes what it says."""
+    """Each of the recipe's changes is valid and changes the named parameters, and the results list it."""
     committed = load_params(PROJECT / "params.yaml")
     for changes in recipe.CHANGES:
         flat = recipe.changed(committed, recipe.BASE | changes).flat()
@@ -210,13 +210,13 @@ def test_the_recipes_changes_are_parameters() -> None:
         assert all(f"`{key}={value}`" in row["changes"] for key, value in changes.items())
 
 
-def test_the_page_is_that_of_the_measurements() -> None:
-    """reports/benchmarks/README.md is what `python -m benchmarks.table` makes of the JSON files."""
+def test_the_page_is_made_from_the_measurements() -> None:
+    """reports/benchmarks/README.md is the output of `python -m benchmarks.table` for the JSON files."""
     assert (RESULTS / "README.md").read_text() == table.page(RESULTS)
 
 
 def test_the_speed_was_measured_in_rounds() -> None:
-    """As many of each loop as the benchmark has, both references among them; hardware and versions are recorded."""
+    """Every loop, both references included, has one value per round, and hardware and versions are recorded."""
     speed = json.loads((RESULTS / "throughput.json").read_text())
     assert {*REFERENCES, "dataloader", "float32"} | speed["frameworks"].keys() <= speed["epoch_seconds"].keys()
     assert {len(values["all"]) for values in speed["epoch_seconds"].values()} == {throughput.ROUNDS}
@@ -224,7 +224,7 @@ def test_the_speed_was_measured_in_rounds() -> None:
 
 
 def test_the_quality_was_measured_with_all_seeds() -> None:
-    """The means are those of as many trainings as there are seeds, of each network and for each bottleneck size."""
+    """For each network and bottleneck size, the mean is over one training per seed."""
     rows = {row["bottleneck_size"]: row for row in measured("quality")["at_equal_epochs"]}
     assert tuple(rows) == quality.BOTTLENECK_SIZES
     for row in rows.values():
@@ -236,7 +236,7 @@ def test_the_quality_was_measured_with_all_seeds() -> None:
 
 
 def test_the_time_to_quality_is_that_of_the_listed_experiments() -> None:
-    """The recorded trainings are those that `benchmarks.time_to_quality` runs now, each with all of its seeds."""
+    """The recorded trainings are those that `benchmarks.time_to_quality` runs now, each with all its seeds."""
     for row, (shape, changes, seeds) in zip(measured("time_to_quality")["rows"], EXPERIMENTS, strict=True):
         assert {name: row[name] for name in shape} == shape
         assert row["changes"] == changes
@@ -248,7 +248,7 @@ def test_the_time_to_quality_is_that_of_the_listed_experiments() -> None:
                 assert len(values) == len(seeds)
 
 
-def test_what_a_sweep_costs_is_what_was_measured() -> None:
+def test_the_docs_quote_the_measured_cost_of_a_sweep() -> None:
     """docs/ray.md has the numbers of reports/benchmarks/sweep.json."""
     result = json.loads((RESULTS / "sweep.json").read_text())
     said = " ".join((PROJECT / "docs/ray.md").read_text().split())

@@ -1,4 +1,4 @@
-"""The CI's scripts, run without the service, and its YAML against the published schemas."""
+"""Run the CI's scripts without the service, and check its YAML against the published schemas."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def gitlab_snippet() -> str:
 
 
 class CommentApi:
-    """What GitHub's and GitLab's comment threads have in common, on loopback: list, add, replace."""
+    """The common part of GitHub's and GitLab's comment threads, on loopback: list, add, replace."""
 
     def __init__(self) -> None:
         self.comments: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def comment(api: CommentApi, folder: Path, text: str) -> subprocess.CompletedPro
 
 
 def test_one_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path) -> None:
-    """The first report is a new comment, the next ones replace it, also on a second page of a thread."""
+    """The first report is a new comment and later reports replace it, even on the second page of a thread."""
     api.comments = [{"id": i, "user": {"type": "User"}, "body": f"{MARKER} quoted by a person"} for i in range(150)]
     assert comment(api, tmp_path, "first").stdout == "comment written\n"
     assert comment(api, tmp_path, "second").stdout == "comment updated\n"
@@ -109,14 +109,14 @@ def test_one_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path) ->
 
 
 def test_a_long_report_is_cut(api: CommentApi, tmp_path: Path) -> None:
-    """GitHub refuses comments over 65,536 characters; the rest is in the summary, and it says so."""
+    """GitHub refuses comments over 65,536 characters, so the comment is cut and refers to the job's summary."""
     assert comment(api, tmp_path, "x" * 100_000).returncode == 0
     assert len(api.comments[0]["body"]) < 65_536
     assert api.comments[0]["body"].endswith("the rest is in the job's summary.")
 
 
-def test_a_service_that_refuses(api: CommentApi, tmp_path: Path) -> None:
-    """A token without the right is one line and a failure, without traceback or token."""
+def test_a_refused_comment_fails_with_one_line(api: CommentApi, tmp_path: Path) -> None:
+    """A token without write access fails with a one-line error, without traceback or token."""
     api.status = 403
     done = comment(api, tmp_path, "text")
     assert done.returncode == 1
@@ -129,7 +129,7 @@ def test_a_service_that_refuses(api: CommentApi, tmp_path: Path) -> None:
     [(["HEAD", "HEAD"], 0, "No parameter changed."), (["nowhere", "HEAD"], 2, "unknown revision 'nowhere'")],
 )
 def test_the_review_script(tmp_path: Path, arguments: list[str], code: int, expected: str) -> None:
-    """Report and summary are written whatever the gate says, and its exit code is the script's."""
+    """The script writes report and summary whatever the verdict, and exits with the gate's code."""
     project = copy_project(tmp_path / "a project")
     done = subprocess.run(
         [".ci/review", *arguments],
@@ -143,8 +143,8 @@ def test_the_review_script(tmp_path: Path, arguments: list[str], code: int, expe
     assert (tmp_path / "summary.md").read_text() == (project / "review.md").read_text()
 
 
-def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
-    """An empty HEAD means the files as they are now."""
+def test_the_review_script_can_review_the_working_tree(tmp_path: Path) -> None:
+    """An empty HEAD stands for the files in the working tree."""
     project = copy_project(tmp_path / "project")
     n_epochs = load_params(project / "params.yaml").train.n_epochs
     with edited(project / "params.yaml", f"n_epochs: {n_epochs}", f"n_epochs: {n_epochs + 1}"):
@@ -158,7 +158,7 @@ def test_the_review_script_takes_the_working_tree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["github-workflows", "gitlab-ci"])
 def test_the_yaml_fits_the_published_schema(tmp_path: Path, schema: str) -> None:
-    """GitHub's workflows and the documented GitLab snippet are valid."""
+    """GitHub's workflows and the documented GitLab snippet match the published schemas."""
     (tmp_path / ".gitlab-ci.yml").write_text(gitlab_snippet())
     paths = WORKFLOWS if schema == "github-workflows" else [tmp_path / ".gitlab-ci.yml"]
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
@@ -167,14 +167,14 @@ def test_the_yaml_fits_the_published_schema(tmp_path: Path, schema: str) -> None
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """Every action is a full commit hash with its version beside it."""
+    """Every action is a full commit hash, followed by its version as a comment."""
     uses = [action for path in WORKFLOWS for action in re.findall(r"uses: (.*)", path.read_text())]
     assert len(uses) > 8
     assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", action) for action in uses)
 
 
-def test_a_token_that_can_write_meets_no_code_of_the_pull_request() -> None:
-    """Only `comment` may write; it checks the base out, and does not run for forks."""
+def test_a_write_token_never_meets_code_of_the_pull_request() -> None:
+    """Only `comment` may write; it checks out the base, and it does not run for forks."""
     for path in WORKFLOWS:
         assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
         assert "pull_request_target" not in path.read_text()
@@ -187,12 +187,12 @@ def test_a_token_that_can_write_meets_no_code_of_the_pull_request() -> None:
     for other in JOBS.values():
         for step in other["steps"]:
             assert "checkout" not in step.get("uses", "") or step["with"]["persist-credentials"] is False
-            # What a pull request's author writes must not become part of a command.
+            # Text by a pull request's author must not become part of a command.
             assert "${{" not in step.get("run", "")
 
 
 def test_the_steps_are_commands_of_this_repository() -> None:
-    """Every step runs a make target or a script that exists."""
+    """Every step runs an existing make target or an existing script, or installs with pip."""
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     for job in JOBS.values():
         for command in [step["run"] for step in job["steps"] if "run" in step]:
@@ -205,7 +205,7 @@ def test_the_steps_are_commands_of_this_repository() -> None:
 
 
 def test_gitlabs_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path) -> None:
-    """The snippet's own script, run by bash, writes one note and replaces it the next time."""
+    """The snippet's script, run by bash, writes one note and replaces it the next time."""
     script = "\n".join(["set -eu", *yaml.safe_load(gitlab_snippet())["comment"]["script"]])
     settings = {"CI_API_V4_URL": api.url, "CI_PROJECT_ID": "1", "CI_MERGE_REQUEST_IID": "2", "REVIEW_TOKEN": "secret"}
     for text in ("first", "second & third"):
@@ -216,7 +216,7 @@ def test_gitlabs_comment_is_updated_not_repeated(api: CommentApi, tmp_path: Path
 
 
 def add_wheel(index: Path, name: str, version: str) -> None:
-    """Add a package with nothing in it to a folder that a web server can show as a package index."""
+    """Add an empty package to a folder that a web server can serve as a package index."""
     info = f"{name}-{version}.dist-info"
     (index / name).mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(index / name / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
@@ -225,8 +225,8 @@ def add_wheel(index: Path, name: str, version: str) -> None:
         wheel.writestr(f"{info}/RECORD", "")
 
 
-def test_setup_installs_with_uv_from_pips_index_and_else_with_pip(tmp_path: Path) -> None:
-    """uv takes packages from the index in pip's configuration; if uv fails, pip installs; TORCH=cpu has its index."""
+def test_setup_installs_with_uv_from_pips_index_or_with_pip(tmp_path: Path) -> None:
+    """uv uses the index of pip's configuration, pip installs if uv fails, and TORCH=cpu uses its own index."""
     for version in ("1.0", "2.0"):
         add_wheel(tmp_path / "web/simple", "torch", version)
     add_wheel(tmp_path / "web/cpu", "torch", "2.0+cpu")
@@ -243,7 +243,7 @@ def test_setup_installs_with_uv_from_pips_index_and_else_with_pip(tmp_path: Path
         shutil.copy(PROJECT / name, folder / name)
 
     def setup(requirements: str, *arguments: str, **changes: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """`make setup`, and [version, installer] of torch after it."""
+        """Run `make setup`; return its process and torch's [version, installer] afterwards."""
         (folder / "requirements.txt").write_text(requirements)
         (folder / ".venv/installed").unlink(missing_ok=True)
         inherited = {key: value for key, value in environment().items() if not key.startswith(("PIP_", "UV_"))}
@@ -277,7 +277,7 @@ def test_setup_installs_with_uv_from_pips_index_and_else_with_pip(tmp_path: Path
 
 
 def test_help_names_every_target() -> None:
-    """`make help` lists each target that is not a file, in one column, within 120 characters."""
+    """`make help` lists each target that is not a file, in columns, within 120 characters."""
     makefile = (PROJECT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)
     lines = subprocess.run(
@@ -289,7 +289,7 @@ def test_help_names_every_target() -> None:
 
 
 def test_experiments_fit_a_screen(tmp_dir: Path) -> None:
-    """`make experiments` shows what a sweep changed and both errors within 120 characters; other metrics stay out."""
+    """`make experiments` shows only the changed parameters and both errors, within 120 characters."""
     git(tmp_dir, "init", "-q")
     run(tmp_dir, "dvc", "init", "-q")
     Path("reports").mkdir()

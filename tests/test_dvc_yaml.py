@@ -1,6 +1,6 @@
-"""dvc.yaml against the code: an edit must rerun what it can change, and nothing else.
+"""Compare dvc.yaml with the code: an edit must rerun what it can change, and nothing else.
 
-`python -m tests.test_dvc_yaml` writes the code among the deps of dvc.yaml, by the imports.
+`python -m tests.test_dvc_yaml` writes the code files among dvc.yaml's deps from the imports.
 """
 
 import ast
@@ -16,12 +16,12 @@ from tests.helpers import PROJECT
 DVC_YAML = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]
 SECTIONS = {"data", "model", "train", "evaluate"}
-# The science: all code that can change a number lies there and in the stages' scripts.
+# The science: all code that can change a number is in this folder or in the stages' scripts.
 SCIENCE = "autoencoder/"
 
 
 def source(module: str) -> Path:
-    """The file of a module of the pipeline, which is named by its path: `train`, `core/git`."""
+    """Return the file of a module of the pipeline, named by its path: `train`, `core/git`."""
     return PROJECT / "pipeline" / f"{module}.py"
 
 
@@ -35,7 +35,7 @@ def tree(module: str) -> ast.Module:
 
 
 def imported(module: str) -> set[str]:
-    """The modules of the pipeline that a module imports, type checking aside."""
+    """Return the modules of the pipeline that a module imports, except for type checking."""
     found = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree(module)):
@@ -51,7 +51,7 @@ def imported(module: str) -> set[str]:
 
 
 def closure(stage: str) -> set[str]:
-    """A stage's script, and what of the science it imports, directly or not; with their packages."""
+    """Return a stage's script, the science modules that it imports directly or indirectly, and their packages."""
     found, new = {stage}, {stage}
     while new:
         new = {name for module in new for name in imported(module) if name.startswith(SCIENCE)} - found
@@ -68,7 +68,7 @@ def outs(stage: str) -> set[str]:
 
 
 def path_constants(module: str) -> set[str]:
-    """The values of all constants of a stage that are named …_PATH."""
+    """Return the values of a stage's constants that are named …_PATH."""
     return {
         ast.literal_eval(node.value.args[0])
         for node in tree(module).body
@@ -80,7 +80,7 @@ def path_constants(module: str) -> set[str]:
 
 
 def params_read(module: str) -> set[str]:
-    """What a stage's code names of params.yaml: `section` for all of `params.section`, `section.key` for a value."""
+    """Return the parts of params.yaml that a stage reads: `section` for all of `params.section`, else `section.key`."""
     chains = [ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
     names = {chain.removeprefix("params.") for chain in chains if chain.startswith("params.")}
     names = {name for name in names if name.split(".")[0] in SECTIONS}
@@ -89,9 +89,9 @@ def params_read(module: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_the_imports(stage: str) -> None:
-    """A stage depends on exactly its script and the modules of the science that it imports."""
+    """A stage depends on exactly its script and the science modules that it imports."""
     declared = {path for path in paths(STAGES[stage]["deps"]) if path.endswith(".py")}
-    assert declared == code_of(stage), "`python -m tests.test_dvc_yaml` writes dvc.yaml's deps by the imports"
+    assert declared == code_of(stage), "`python -m tests.test_dvc_yaml` writes dvc.yaml's deps from the imports"
 
 
 def code_of(stage: str) -> set[str]:
@@ -99,7 +99,7 @@ def code_of(stage: str) -> set[str]:
 
 
 def with_code_by_imports(text: str) -> str:
-    """dvc.yaml with the stages' code as the imports have it; each stage lists some already."""
+    """Return dvc.yaml with the code deps that the imports require. Each stage must already list at least one."""
     lines, stage, written = [], "", set()
     for line in text.splitlines():
         if found := re.fullmatch(r"  (\w+):", line):
@@ -112,8 +112,8 @@ def with_code_by_imports(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_deps_can_be_written() -> None:
-    """Of a dvc.yaml in which one is missing and one too many; the committed one stays as it is."""
+def test_the_deps_are_corrected_from_the_imports() -> None:
+    """A dvc.yaml with a missing and an extra dep is corrected, and the committed one stays unchanged."""
     text = (PROJECT / "dvc.yaml").read_text()
     assert with_code_by_imports(text) == text
     broken = text.replace("      - pipeline/autoencoder/trainer.py\n", "").replace(
@@ -125,14 +125,14 @@ def test_the_deps_can_be_written() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_path_constants_are_the_files_read_and_written(stage: str) -> None:
-    """The paths at a stage's top are its outs and its data dependencies, no more and no fewer."""
+    """A stage's path constants are exactly its outputs and its data dependencies."""
     data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
     assert path_constants(stage) == data | outs(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_params_are_the_sections_read(stage: str) -> None:
-    """A stage declares the sections that its code reads, or the only value that it reads of one."""
+    """A stage declares the sections that its code reads, or the single value that it reads from a section."""
     read = params_read(stage)
     declared = set(STAGES[stage].get("params", []))
     assert {name.split(".")[0] for name in declared} == {name.split(".")[0] for name in read}
@@ -141,29 +141,32 @@ def test_declared_params_are_the_sections_read(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_a_stage_reads_another_one_writes(stage: str) -> None:
-    """Every data dependency is an out of some stage: nothing bypasses the pipeline."""
+def test_every_data_dependency_is_an_output(stage: str) -> None:
+    """Every data dependency is the output of a stage, so nothing bypasses the pipeline."""
     data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
     assert data <= set().union(*map(outs, STAGES))
 
 
-def test_no_parameter_has_a_name_that_dvcs_run_cache_overlooks() -> None:
-    """DVC leaves keys named `size` and `nfiles` out of its run-cache's hash, in parameters too: it would
-    take a stage with another `size` from the cache."""
+def test_no_parameter_has_a_name_that_dvcs_run_cache_ignores() -> None:
+    """No parameter is named `size` or `nfiles`.
+
+    DVC leaves these keys out of its run-cache's hash, in parameters too. It would take a stage with another `size` from
+    the cache.
+    """
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     assert not {"size", "nfiles"} & {name for section in params.values() for name in section}
 
 
-def test_what_git_keeps_is_not_in_dvcs_cache() -> None:
-    """Everything under reports/ is `cache: false`, so that a fresh clone can compare it."""
+def test_reports_are_in_git_and_not_in_dvcs_cache() -> None:
+    """Exactly the outputs under reports/ are `cache: false`, so that a fresh clone can compare them."""
     for stage in STAGES.values():
         for entry in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
             path = entry if isinstance(entry, str) else next(iter(entry))
             assert (isinstance(entry, dict) and entry[path]["cache"] is False) == path.startswith("reports/"), path
 
 
-def test_mlflow_is_imported_where_it_is_used_and_never_at_the_top() -> None:
-    """The stages and what they import do without mlflow, so nothing in them can wait for it or depend on it."""
+def test_mlflow_is_never_imported_at_the_top_of_a_module() -> None:
+    """Only the listed modules import mlflow, and no stage does, so that no stage can wait for it or depend on it."""
     importers = {module for module in all_modules() if "mlflow" in external_imports(module)}
     tracking = {f"tracking/{name}" for name in ("delivery", "mlflow_app", "mlflow_writer", "store", "sync")}
     commands = {"server/__main__", "server/migrate", "sweep/__main__", "sweep/compare", "tidy"}
@@ -174,7 +177,7 @@ def test_mlflow_is_imported_where_it_is_used_and_never_at_the_top() -> None:
 
 
 def external_imports(module: str) -> set[str]:
-    """The packages that a module imports anywhere, type checking aside."""
+    """Return the packages that a module imports anywhere, except for type checking."""
     names = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree(module)):

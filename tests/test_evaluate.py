@@ -1,4 +1,4 @@
-"""The five stages' main functions in one process, on digits, and what evaluate measures."""
+"""Run the five stages' main functions in one process, on digits, and check what evaluate measures."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.helpers import PROJECT, random_split, small_params, write_params
 
 @pytest.fixture
 def workspace(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with dvc.yaml and small parameters, in which stages can run by hand, without tracking."""
+    """Return a folder with dvc.yaml and small parameters, in which stages can run by hand, without tracking."""
     monkeypatch.setenv("PIPELINE_TRACKING", "0")
     (tmp_dir / ".dvc").mkdir()
     (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
@@ -38,7 +38,7 @@ def run_stages(*stages: ModuleType) -> None:
 
 
 def test_measure_by_hand() -> None:
-    """MSE, PSNR, ratio and the digits' MSEs are those computed by hand."""
+    """MSE, PSNR, ratio and the digits' MSEs equal those computed by hand."""
     metrics = measure(np.array([0.01, 0.03, 0.05]), np.array([0, 0, 7]), 0.05, 0.07)
     assert metrics == {
         "mse": pytest.approx(0.03),
@@ -50,18 +50,18 @@ def test_measure_by_hand() -> None:
     }
 
 
-def test_no_ratio_to_a_pca_without_error() -> None:
-    """Where PCA leaves no error beyond rounding there is no ratio to it."""
+def test_there_is_no_ratio_to_a_pca_without_error() -> None:
+    """If PCA has no error beyond rounding, the metrics hold no ratio to it."""
     metrics = measure(np.array([0.01]), np.array([0]), 1e-12, 0.07)
     assert metrics["pca_mse"] == 1e-12
     assert "ratio_to_pca" not in metrics
 
 
 @pytest.mark.parametrize("bottleneck_size", [1, 3, 784])
-def test_every_bottleneck_size_goes_through(
+def test_every_bottleneck_size_can_be_evaluated(
     workspace: Path, bottleneck_size: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From 1 to 784: metrics that fit the model's own reconstructions and codes, and all five figures."""
+    """From 1 to 784, metrics match the model's reconstructions and codes, and all five figures are drawn."""
     write_params(small_params(model__bottleneck_size=bottleneck_size))
     draw, draw_worst = MagicMock(wraps=figures.reconstructions), MagicMock(wraps=figures.worst)
     monkeypatch.setattr(figures, "reconstructions", draw)
@@ -98,7 +98,7 @@ def test_every_bottleneck_size_goes_through(
     for name in ("reconstructions", "worst", "latent", "midpoints", "manifold"):
         assert (workspace / f"reports/figures/{name}.png").stat().st_size > 10_000
     if bottleneck_size == 784:
-        return  # standardising components without variance makes their last bits count
+        return  # standardising components without variance amplifies their last bits
     basis = pca.components[:bottleneck_size].T
     for name, on_train, on_test in (
         ("codes", train_codes, codes),
@@ -106,12 +106,12 @@ def test_every_bottleneck_size_goes_through(
         ("pixels", train_pixels, pixels),
     ):
         for classifier, accuracy in accuracies(on_train, train_split.labels, on_test, split.labels).items():
-            # The last bits of a code may move an image or two to the other side.
+            # The last bits of a code may change the class of an image or two.
             assert metrics["accuracy"][classifier][name] == pytest.approx(accuracy, abs=2.5 / len(split))
 
 
-def test_stages_say_what_is_missing(workspace: Path) -> None:
-    """Run by hand too early, or on what is damaged, each stage names the file and the command that makes it."""
+def test_stages_name_a_missing_or_damaged_file(workspace: Path) -> None:
+    """If a stage's input is missing or damaged, its error names the file and the command that makes it."""
     with pytest.raises(PipelineError, match=r"train\.safetensors is missing; `dvc repro prepare`"):
         train.main()
     with pytest.raises(PipelineError, match=r"data\.json is missing; `dvc repro`"):
@@ -138,7 +138,7 @@ def test_stages_say_what_is_missing(workspace: Path) -> None:
 
 
 def test_a_model_of_other_parameters_is_refused(workspace: Path) -> None:
-    """Weights trained with other model parameters are not evaluated as if they were these.
+    """Weights that were trained with other model parameters are not evaluated.
 
     A failed evaluation leaves no metrics of earlier weights.
     """
@@ -151,7 +151,7 @@ def test_a_model_of_other_parameters_is_refused(workspace: Path) -> None:
 
 
 def test_training_shows_its_device_and_writes_its_record(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`auto` says what it chose; the history has a line an epoch and the metrics name the best one."""
+    """Training prints what `auto` chose, the history has one line per epoch, and the metrics name the best epoch."""
     write_params(small_params(train__device="auto", train__threads="auto", train__n_epochs=3))
     run_stages(prepare, train)
     printed = capsys.readouterr().out
@@ -166,17 +166,17 @@ def test_training_shows_its_device_and_writes_its_record(workspace: Path, capsys
 
 
 def test_the_saved_weights_are_the_best_epochs(workspace: Path) -> None:
-    """The file reproduces the lowest validation MSE, not the last epoch's."""
+    """The saved weights reproduce the lowest validation MSE, not the last epoch's."""
     write_params(small_params(train__n_epochs=6, train__lr=0.5, train__schedule="constant"))
     run_stages(prepare, train)
     metrics = json.loads(train.METRICS_PATH.read_text())["valid"]
-    assert metrics["best_epoch"] < 6  # else the test would prove nothing
+    assert metrics["best_epoch"] < 6  # otherwise the test would prove nothing
     valid = torch.from_numpy(load_split(train.VALID_PATH).pixels())
     assert reconstruction_mse(load_model(train.MODEL_PATH), valid) == pytest.approx(metrics["best_mse"], rel=1e-5)
 
 
 def test_train_seed_decides_the_initial_weights(workspace: Path) -> None:
-    """After one step that moves nothing, the weights are those that torch draws from train.seed."""
+    """After one step with a negligible rate, the weights are those that torch draws from train.seed."""
     prepare.main()
     for seed in (3, 4):
         params = small_params(
@@ -190,7 +190,7 @@ def test_train_seed_decides_the_initial_weights(workspace: Path) -> None:
 
 
 def test_baselines_table(tmp_dir: Path) -> None:
-    """A line for the mean image and for ever larger numbers of components, up to all; the error of each, clipped."""
+    """The table has the clipped error of the mean image and of growing numbers of components, up to all."""
     save_split(random_split(60, seed=1), baselines.TRAIN_PATH)
     save_split(random_split(20, seed=2), baselines.TEST_PATH)
     baselines.main()
@@ -202,7 +202,7 @@ def test_baselines_table(tmp_dir: Path) -> None:
 
 
 def test_quiet(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """PIPELINE_VERBOSE=0 silences the progress; nothing that training writes changes."""
+    """PIPELINE_VERBOSE=0 silences the progress and does not change the weights."""
     prepare.main()
     train.main()
     loud, weights = capsys.readouterr().out, train.MODEL_PATH.read_bytes()

@@ -1,4 +1,4 @@
-"""pipeline/experiment.py against dvc.yaml and the network, and the walls around it."""
+"""Compare pipeline/experiment.py with dvc.yaml and the network, and check the import contracts."""
 
 import shutil
 import subprocess
@@ -14,8 +14,8 @@ from pipeline.experiment import EXPERIMENT
 from tests.helpers import PROJECT, small_params
 
 
-def test_what_it_names_is_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stages are there, and write and read what it says."""
+def test_its_stages_and_paths_are_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dvc.yaml has the experiment's stages, and they write and read the paths that it names."""
     monkeypatch.chdir(PROJECT)
     train, evaluate = dvcfiles.declared(EXPERIMENT.train), dvcfiles.declared(EXPERIMENT.evaluate)
     assert {EXPERIMENT.model_path, EXPERIMENT.history_path} <= set(train["outs"])
@@ -25,14 +25,14 @@ def test_what_it_names_is_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_takes_the_example(tmp_path: Path) -> None:
-    """Two examples in, two answers out: the number of examples stays free in MLflow's format."""
+    """Two examples give two results, so that the number of examples stays free in MLflow's format."""
     save_model(AutoEncoder(Architecture.from_params(small_params().model)), tmp_path / "model.safetensors")
     example = torch.from_numpy(EXPERIMENT.example_input())
     assert len(EXPERIMENT.load_model(str(tmp_path / "model.safetensors"))(example)) == len(example) == 2
 
 
-def test_importing_it_takes_neither_torch_nor_mlflow() -> None:
-    """A review in CI has neither."""
+def test_importing_it_requires_neither_torch_nor_mlflow() -> None:
+    """Importing the experiment loads no torch, mlflow, numpy or pandas, because a review in CI has none of them."""
     code = "import sys, pipeline.experiment; sys.exit(bool({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
@@ -50,8 +50,8 @@ def test_importing_it_takes_neither_torch_nor_mlflow() -> None:
         ("sweep/grid.py", "from pipeline.sweep.__main__ import sweep", "command is not imported"),
     ],
 )
-def test_lint_notices_an_arrow_through_a_wall(tmp_path: Path, module: str, line: str, broken: str) -> None:
-    """As it is no contract is broken; with one import that one is."""
+def test_lint_detects_a_forbidden_import(tmp_path: Path, module: str, line: str, broken: str) -> None:
+    """The code breaks no contract, and one forbidden import breaks the contract for it."""
     shutil.copytree(PROJECT / "pipeline", tmp_path / "pipeline")
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     path = tmp_path / "pipeline" / module

@@ -1,4 +1,4 @@
-"""What importing the package sets up."""
+"""Test what importing the package sets up."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def openmp_settings(**chosen: str) -> str:
-    """What libgomp prints of its settings when a stage's imports load it."""
+    """Return the settings that libgomp prints when a stage's imports load it."""
     variables = {name: value for name, value in environment().items() if name not in SETTINGS}
     done = subprocess.run(
         [sys.executable, "-c", "import pipeline.autoencoder.trainer"],
@@ -25,8 +25,8 @@ def openmp_settings(**chosen: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PyTorch uses libgomp on Linux only")
-def test_waiting_threads_give_way_soon() -> None:
-    """libgomp gets a short spin count before torch loads it, unless the user chose how threads wait."""
+def test_waiting_threads_spin_only_briefly() -> None:
+    """libgomp gets a short spin count before torch loads it, unless the user has chosen how threads wait."""
     assert "GOMP_SPINCOUNT = '1000'" in openmp_settings()
     assert "GOMP_SPINCOUNT = '5'" in openmp_settings(GOMP_SPINCOUNT="5")
     assert "GOMP_SPINCOUNT = '1000'" not in openmp_settings(OMP_WAIT_POLICY="active")

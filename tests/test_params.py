@@ -1,4 +1,4 @@
-"""params.yaml: what is accepted, and what the error says of everything that is not."""
+"""Test which values params.yaml may hold, and the error for every other value."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def changed(section: str, key: str, value: object) -> str:
 
 
 def test_committed_params_are_valid() -> None:
-    """params.yaml in git passes, and says explicitly what `auto` would leave to the machine."""
+    """The committed params.yaml is valid, and leaves nothing to the machine with `auto`."""
     params = load_params(PROJECT / "params.yaml")
     assert "auto" not in (params.train.device, params.train.threads, params.train.precision)
 
@@ -62,14 +62,14 @@ def test_committed_params_are_valid() -> None:
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, section: str, key: str, value: object, expected: str) -> None:
-    """A wrong value's error is `section.key: what it must be, what it is`."""
+    """The error for a wrong value is `section.key: what it must be, what it is`."""
     message = load_changed(tmp_path, changed(section, key, value))
     assert f"\n  {expected}" in message
     assert message.count("\n") == 1
 
 
 def outermost(may_be: str) -> tuple[list[Any], list[Any]]:
-    """What the README's words allow at the ends of a range, or all choices; and what lies just outside."""
+    """Return the ends of the range, or the choices, that the README allows, and values just outside."""
     tiny, text = 1e-12, may_be.replace("2³²−1", str(2**32 - 1))
     if match := re.match(r"(\d+) … (\d+)", text):
         low, high = map(int, match.groups())
@@ -90,7 +90,7 @@ def outermost(may_be: str) -> tuple[list[Any], list[Any]]:
     [(name, may_be) for name, may_be in README_ROWS if name.split(".")[1] not in ("hidden_sizes", "device", "threads")],
 )
 def test_ranges_are_those_of_the_readme(tmp_path: Path, name: str, may_be: str) -> None:
-    """The ends of each range in the README's table are allowed; what lies outside is not."""
+    """The ends of each range in the README's table are allowed, and values outside are not."""
     section, key = name.split(".")
     allowed, refused = outermost(may_be)
     assert allowed
@@ -102,7 +102,7 @@ def test_ranges_are_those_of_the_readme(tmp_path: Path, name: str, may_be: str) 
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
-    """One run shows every unknown, missing, mistyped and out-of-range key."""
+    """One error lists every unknown, missing, mistyped and out-of-range key."""
     values = small_params().model_dump()
     del values["data"]["split_seed"]
     values["train"] |= {"lr": 0, "epochs": 3}
@@ -123,20 +123,20 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, expected: str) -> None:
-    """An empty file, a list or broken YAML is one line that says so."""
+    """An empty file, a list or broken YAML fails with a one-line error."""
     message = load_changed(tmp_path, text)
     assert expected in message
     assert "\n" not in message
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    """Without params.yaml the error says where to run the command."""
+    """Without params.yaml the error tells the user where to run the command."""
     with pytest.raises(PipelineError, match="run this in the repository's root"):
         load_params(tmp_path / "params.yaml")
 
 
 def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
-    """What a user got wrong is an `error:` line and exit code 2 in a real process."""
+    """In a real process, a user's mistake gives an `error:` line and exit code 2."""
     write_params(small_params(), tmp_path)
     with edited(tmp_path / "params.yaml", "seed: 0", "seed: -1"):
         done = run(tmp_path, "pipeline.prepare", ok=False, PYTHONPATH=str(PROJECT))
@@ -147,7 +147,7 @@ def test_a_stage_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("1e-05", 1e-05), ("2E-3", 0.002), ("1.0e-05", 1e-05), ("+1e2", 100.0)])
 def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str, value: float) -> None:
-    """`dvc exp run -S train.lr=0.00001` writes 1e-05, which is a number here too; and text is still text."""
+    """1e-05, which `dvc exp run -S train.lr=0.00001` writes, is read as a number, and text stays text."""
     path = tmp_path / "params.yaml"
     write_params(small_params(), tmp_path)
     with edited(path, "lr: 0.005", f"lr: {text}"):
@@ -159,8 +159,8 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str, value: float) -> 
         load_params(path)
 
 
-def test_a_change_of_what_is_no_section_is_one_message(tmp_path: Path) -> None:
-    """A grid's values come on top of params.yaml, whatever that holds."""
+def test_a_change_to_a_malformed_section_is_an_error(tmp_path: Path) -> None:
+    """A grid's value for `train.seed` is an error if `train` in params.yaml is not a section."""
     path = tmp_path / "params.yaml"
     path.write_text("train: 5\n")
     with pytest.raises(PipelineError, match="holds values that are not allowed"):
@@ -175,7 +175,7 @@ def test_flat_names_every_value() -> None:
     assert len(flat) == sum(len(section) for section in params.model_dump().values())
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(
     bottleneck_size=st.integers(1, 784),
     hidden_sizes=st.lists(st.integers(1, 2000), max_size=5),
@@ -187,7 +187,7 @@ def test_flat_names_every_value() -> None:
 def test_valid_values_pass_unchanged(
     bottleneck_size: int, hidden_sizes: list[int], lr: float, ratio: float, threads: object, seed: int
 ) -> None:
-    """Whatever is in range comes out as it went in, through YAML and back."""
+    """Every value in range survives the round trip through YAML unchanged."""
     values = small_params().model_dump()
     values["model"] |= {"bottleneck_size": bottleneck_size, "n_layers": None, "hidden_sizes": hidden_sizes}
     values["train"] |= {"lr": lr, "threads": threads, "seed": seed}

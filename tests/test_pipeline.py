@@ -1,4 +1,4 @@
-"""DVC's commands on the whole pipeline: what reruns, what a fresh clone shows, where experiments land."""
+"""Run DVC's commands on the whole pipeline: what reruns, what a fresh clone shows, where experiments are stored."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.helpers import copy_project, edited, environment, git, rows, run, sma
 
 
 def would_run(project: Path) -> list[str]:
-    """The stages that `dvc repro` would run now."""
+    """Return the stages that `dvc repro` would run now."""
     return re.findall(r"Running stage '(\w+)'", run(project, "dvc", "repro", "--dry").stdout)
 
 
@@ -33,14 +33,14 @@ def would_run(project: Path) -> list[str]:
     ],
 )
 def test_a_change_reruns_what_reads_it(project: Path, file: str, old: str, new: str, stages: list[str]) -> None:
-    """A parameter or module reruns the stages that read it, no others; those after them follow if files change."""
+    """A change reruns only the stages that read the parameter or module. Later stages follow only if files change."""
     assert would_run(project) == []
     with edited(project / file, old, new):
         assert would_run(project) == stages
 
 
-def test_a_new_parameter_of_evaluate_reruns_evaluate_alone(project: Path) -> None:
-    """Adding a key to the file, the validator and the stage that reads it retrains nothing."""
+def test_a_new_parameter_of_evaluate_reruns_only_evaluate(project: Path) -> None:
+    """Adding a key to params.yaml, to the validator and to evaluate triggers no training."""
     with (
         edited(project / "params.yaml", "evaluate:\n", "evaluate:\n  dpi: 100\n"),
         edited(project / "pipeline/params.py", '    """What the figures show."""\n', "    dpi: int\n"),
@@ -54,13 +54,13 @@ def test_a_new_parameter_of_evaluate_reruns_evaluate_alone(project: Path) -> Non
 
 
 def test_git_sees_only_results(project: Path) -> None:
-    """A run changes dvc.lock and reports/ and leaves everything else as committed; nothing big is untracked."""
+    """A run changes only dvc.lock and reports/ and leaves no large untracked files."""
     changed = {line[3:].split("/")[0] for line in git(project, "status", "--porcelain").splitlines()}
     assert changed <= {"params.yaml", "dvc.lock", "reports"}
 
 
 def test_a_fresh_clone_shows_metrics_plots_and_params_diff(project: Path, tmp_path: Path) -> None:
-    """Without any cache the metrics, the figures and the difference of parameters are there."""
+    """A fresh clone without a cache shows metrics, figures and the difference of parameters."""
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(project), "clone")
     for name in ("params.yaml", "dvc.lock"):
@@ -81,7 +81,7 @@ def test_a_fresh_clone_shows_metrics_plots_and_params_diff(project: Path, tmp_pa
 
 
 def test_bad_parameters_lose_nothing(project: Path, tmp_path: Path) -> None:
-    """`dvc repro` stops with the message, and the commands it names bring the results back."""
+    """`dvc repro` stops with an error, and the commands in its message restore the results."""
     model = (project / "models/autoencoder.safetensors").read_bytes()
     shutil.copytree(project / "reports", tmp_path / "reports")
     with edited(project / "params.yaml", "lr: 0.005", "lr: -1"):
@@ -98,8 +98,11 @@ def test_bad_parameters_lose_nothing(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Path) -> None:
-    """`exp run` from a subfolder with a stale DVC_ROOT, `--temp` and `--queue` with two workers: every row, with its
-    metrics, in one store. A sweep counts all of them as done, and tags their rows."""
+    """Every experiment's run and its metrics are in the main store.
+
+    The experiments are `exp run` from a subfolder with a stale DVC_ROOT, `--temp`, and `--queue` with two workers. A
+    sweep counts all of them as done and tags their runs.
+    """
     project = copy_project(tmp_path / "main repository")
     write_params(small_params(), project)
     git(project, "commit", "-q", "-a", "-m", "small")
@@ -108,7 +111,7 @@ def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Pat
     run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
     for size in (4, 5):
         run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
-    # Its workers inherit what it writes to: through a pipe the call would last until the last worker is gone.
+    # The workers inherit the output streams. With a pipe, the call would return only after the last worker ends.
     subprocess.run(
         [sys.executable, "-m", "dvc", "queue", "start", "-j", "2"],
         cwd=project,

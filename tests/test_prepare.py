@@ -1,4 +1,4 @@
-"""Splitting, and the summary."""
+"""Test the split and the summary."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from tests.helpers import random_split, small_params, write_params
 
 
 def numbered(n: int) -> Split:
-    """n images that can be told apart: the first two pixels spell the image's number."""
+    """Return n distinguishable images: the first two pixels encode the image's number."""
     images = np.zeros((n, 28, 28), np.uint8)
     images[:, 0, 0], images[:, 0, 1] = np.arange(n) // 256, np.arange(n) % 256
     return Split(images, (np.arange(n) % 10).astype(np.uint8))
@@ -31,7 +31,7 @@ def numbers(split: Split) -> list[int]:
 @given(n=st.integers(2, 400), ratio=st.decimals("0.01", "0.99", places=3).map(float), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_a_split_is_a_partition(n: int, ratio: float, seed: int) -> None:
-    """Every image is on one side, as scikit-learn has it, with its own label; floor(ratio × n) of them for training."""
+    """Each image keeps its label and is on the same side as in scikit-learn; floor(ratio × n) are for training."""
     n_train = int(Decimal(str(ratio)) * n)
     if not 10 <= n_train < n:
         with pytest.raises(PipelineError, match=r"data\.train_ratio"):
@@ -45,8 +45,8 @@ def test_a_split_is_a_partition(n: int, ratio: float, seed: int) -> None:
         assert [number % 10 for number in numbers(split)] == split.labels.tolist()
 
 
-def test_the_seed_alone_decides_the_split() -> None:
-    """One seed gives one split, on every machine; another seed gives another."""
+def test_only_the_seed_decides_the_split() -> None:
+    """One seed gives the same split on every machine, and another seed gives another split."""
     first, again, other = (prepare.split_train_valid(numbered(50), 0.8, seed)[1] for seed in (0, 0, 1))
     assert numbers(first) == numbers(again) != numbers(other)
     # The first validation images of seed 0, written down: a change here changes every result.
@@ -54,7 +54,7 @@ def test_the_seed_alone_decides_the_split() -> None:
 
 
 def test_main_writes_splits_and_summary(tmp_dir: Path) -> None:
-    """On digits: 1,200 / 300 / 297 images, and a summary whose figures fit the files."""
+    """On digits there are 1,200 / 300 / 297 images, and the summary's numbers match the files."""
     write_params(small_params())
     prepare.main()
     train, valid, test = map(load_split, (prepare.TRAIN_PATH, prepare.VALID_PATH, prepare.TEST_PATH))
@@ -70,7 +70,7 @@ def test_main_writes_splits_and_summary(tmp_dir: Path) -> None:
 
 
 def test_main_writes_the_same_bytes_again(tmp_dir: Path) -> None:
-    """Preparing twice gives files that are equal to the byte."""
+    """Preparing twice gives identical bytes."""
     write_params(small_params())
     prepare.main()
     first = prepare.TRAIN_PATH.read_bytes() + prepare.SUMMARY_PATH.read_bytes()
@@ -78,16 +78,16 @@ def test_main_writes_the_same_bytes_again(tmp_dir: Path) -> None:
     assert prepare.TRAIN_PATH.read_bytes() + prepare.SUMMARY_PATH.read_bytes() == first
 
 
-def test_summarise_counts_whole_numbers() -> None:
-    """Mean and standard deviation are those of the pixels in 0…1."""
+def test_summarise_gives_mean_and_deviation() -> None:
+    """The summary's mean and standard deviation are those of the pixels in 0…1."""
     split = random_split(30)
     summary = prepare.summarise(split)
     assert summary["pixel_mean"] == pytest.approx(split.pixels().mean(), abs=1e-6)
     assert summary["pixel_std"] == pytest.approx(split.pixels().std(), abs=1e-6)
 
 
-def test_ten_training_images_are_the_fewest() -> None:
-    """Nine are refused; and 0.018 × 1500 are 27, although in floating point it is a little less."""
+def test_ten_training_images_are_the_minimum() -> None:
+    """Nine images are an error, and 0.018 × 1500 is 27, although it is slightly less in floating point."""
     with pytest.raises(PipelineError, match=r"leaves 9 for training"):
         prepare.split_train_valid(numbered(12), 0.75, 0)
     assert len(prepare.split_train_valid(numbered(20), 0.5, 0)[0]) == 10
@@ -95,7 +95,7 @@ def test_ten_training_images_are_the_fewest() -> None:
 
 
 def test_split_seed_decides_the_files(tmp_dir: Path) -> None:
-    """Another data.split_seed gives other training images, and the same test images."""
+    """Another data.split_seed gives other training images and the same test images."""
     written = []
     for seed in (0, 1):
         write_params(small_params(data__split_seed=seed))

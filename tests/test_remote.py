@@ -1,4 +1,4 @@
-"""docs/remote.md, against a real OpenSSH server on loopback: its commands, its settings of ssh, its warnings."""
+"""Check the commands, ssh settings and warnings of docs/remote.md with a real OpenSSH server on loopback."""
 
 import os
 import pwd
@@ -23,11 +23,11 @@ SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/lo
 
 
 class Server:
-    """An sshd of the test's own, set up as docs/remote.md says, and the home folder of a user who may log in."""
+    """The test's own sshd, set up as docs/remote.md describes, and the home folder of a user who may log in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = folder / "files"  # what the remote holds; DVC makes it
+        self.files = folder / "files"  # the remote's content; DVC creates it
         self.home = folder / "home"
         self.port = free_port()
         self.user = pwd.getpwuid(os.geteuid()).pw_name
@@ -40,7 +40,7 @@ class Server:
         options, _, _ = line.partition(" ssh-ed25519 ")
         (folder / "authorized_keys").write_text(f"{options.replace(':22', f':{self.port}')} {user_key}\n")
         account = f"User {self.user}\n    Port {self.port}"
-        here = "Host storage.example.com\n    HostName 127.0.0.1\n\n"  # what DNS says elsewhere
+        here = "Host storage.example.com\n    HostName 127.0.0.1\n\n"  # in place of DNS
         (self.home / ".ssh/config").write_text(here + SSH_CONFIG.replace("User dvc", account))
         self.trust(self.host_key)
 
@@ -50,7 +50,7 @@ class Server:
             "HostKey": folder / "host_key",
             "AuthorizedKeysFile": folder / "authorized_keys",
             "PidFile": "none",
-            "StrictModes": "no",  # temporary folders lie in one that everybody may write
+            "StrictModes": "no",  # temporary folders are in one that everybody may write to
             "UsePAM": "no",
             "PasswordAuthentication": "no",
             "KbdInteractiveAuthentication": "no",
@@ -60,14 +60,14 @@ class Server:
         (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
 
     def trust(self, public_key: str) -> None:
-        """Make known_hosts hold this key for the server, hashed as Debian's ssh writes it."""
+        """Write this key of the server to known_hosts, hashed as Debian's ssh does it."""
         path = self.home / ".ssh/known_hosts"
         path.write_text(f"[127.0.0.1]:{self.port} {public_key}\n")
         subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(path)], check=True, capture_output=True)
 
     def start(self) -> None:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # as its service does; only root's sshd wants it
+            Path("/run/sshd").mkdir(exist_ok=True)  # as sshd's service does; only root's sshd requires it
         program = shutil.which("sshd", path=SYSTEM_PATH)
         assert program is not None
         with (self.folder / "log").open("ab") as log:
@@ -86,14 +86,14 @@ class Server:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def dvc(self, folder: Path, command: str, *more: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command that docs/remote.md has, as this server's user; `more` is added to it."""
+        """Run a command from docs/remote.md as this server's user, with the arguments `more` added."""
         assert f"dvc {command}" in DOCUMENT
         arguments = [*shlex.split(command.replace(ADDRESS, f"ssh://storage{self.files}")), *more]
         return run(folder, "dvc", *arguments, ok=ok, HOME=str(self.home), SSH_AUTH_SOCK="")
 
 
 def new_key(path: Path) -> str:
-    """Write a private key; returns the public one."""
+    """Write a private key and return the public one."""
     path.unlink(missing_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)], check=True)
     return path.with_suffix(".pub").read_text().strip()
@@ -115,7 +115,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def mine(project: Path, tmp_path: Path) -> Path:
-    """A clone with results, cache included, and its origin; no remote is configured."""
+    """Return a clone with results and cache and with an origin. No DVC remote is configured."""
     folder = shutil.copytree(project, tmp_path / "mine", symlinks=True)
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "results")
@@ -127,14 +127,14 @@ def mine(project: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def yours(mine: Path, server: Server, tmp_path: Path) -> Path:
-    """A fresh clone, with a cache of its own, of what `mine` has pushed to git and to the remote."""
+    """Return a fresh clone, with its own cache, after `mine` has pushed to git and to the remote."""
     configure(mine, server)
     server.dvc(mine, "push")
     return clone(tmp_path, "yours")
 
 
 def configure(folder: Path, server: Server) -> None:
-    """What one of a team does once."""
+    """Configure the remote and commit that, as one team member does once."""
     server.dvc(folder, f"remote add -d storage {ADDRESS}")
     server.dvc(folder, "remote modify storage verify true")
     command = "git commit -m 'A DVC remote' .dvc/config"
@@ -150,13 +150,13 @@ def clone(folder: Path, name: str) -> Path:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """All files of a clone that a pipeline run writes, with their bytes."""
+    """Return {path: bytes} of all files of a clone that a pipeline run writes."""
     paths = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_what_one_clone_pushes_another_need_not_compute(mine: Path, yours: Path, server: Server) -> None:
-    """After `dvc pull` every file is the same to the byte, and `dvc repro` has nothing to do."""
+def test_pulled_results_need_not_be_computed(mine: Path, yours: Path, server: Server) -> None:
+    """After `dvc pull` every file has the same bytes, and `dvc repro` runs nothing."""
     assert "models/autoencoder.safetensors" not in results(yours)
     server.dvc(yours, "pull")
     assert results(yours) == results(mine)
@@ -167,8 +167,8 @@ def test_what_one_clone_pushes_another_need_not_compute(mine: Path, yours: Path,
     assert git(yours, "status", "--porcelain") == ""
 
 
-def test_the_run_cache_goes_where_it_is_asked_for(mine: Path, yours: Path, server: Server) -> None:
-    """Neither push nor pull takes it by itself."""
+def test_the_run_cache_is_transferred_only_on_request(mine: Path, yours: Path, server: Server) -> None:
+    """Push and pull transfer the run-cache only with --run-cache."""
     assert not (server.files / "runs").exists()
     server.dvc(mine, "push", "--run-cache")
     assert (server.files / "runs").is_dir()
@@ -179,7 +179,7 @@ def test_the_run_cache_goes_where_it_is_asked_for(mine: Path, yours: Path, serve
 
 
 def test_only_the_address_of_a_remote_is_in_git(mine: Path, server: Server) -> None:
-    """Neither user, key, port nor host of the server; what is modified with --local is ignored."""
+    """Git holds no user, key, port or host of the server, and ignores settings made with --local."""
     before = git(mine, "rev-parse", "HEAD").strip()
     configure(mine, server)
     server.dvc(mine, "remote modify --local storage", "user", "somebody")
@@ -195,8 +195,8 @@ def test_only_the_address_of_a_remote_is_in_git(mine: Path, server: Server) -> N
     ]
 
 
-def test_the_points_of_a_sweep_go_to_another_clone(mine: Path, yours: Path, server: Server) -> None:
-    """Pulled there, a point has its results: `dvc exp apply` brings them, `dvc repro` and the sweep run nothing."""
+def test_the_trials_of_a_sweep_can_be_pulled(mine: Path, yours: Path, server: Server) -> None:
+    """In another clone `dvc exp apply` restores a pulled trial's results, and `dvc repro` and a sweep run nothing."""
     sweep = ["pipeline.sweep", "-S", "train.seed=1"]
     run(mine, *sweep, PIPELINE_TRACKING="0")
     assert "1 file uploaded" in server.dvc(mine, "exp push origin").stdout
@@ -215,7 +215,7 @@ def test_the_points_of_a_sweep_go_to_another_clone(mine: Path, yours: Path, serv
 
 
 def test_a_server_with_another_host_key_gets_nothing(mine: Path, server: Server) -> None:
-    """DVC stops before it logs in, whether known_hosts has another key or none, and whatever ssh's option says."""
+    """DVC stops before login if known_hosts has another key or none, even with StrictHostKeyChecking off."""
     configure(mine, server)
     config = server.home / ".ssh/config"
     config.write_text(f"Host *\n    StrictHostKeyChecking no\n\n{config.read_text()}")
@@ -234,7 +234,7 @@ def test_a_server_with_another_host_key_gets_nothing(mine: Path, server: Server)
 
 
 def test_without_the_jump_dvc_checks_no_host_key(mine: Path, server: Server) -> None:
-    """The warning of docs/remote.md is true: once this fails, the jump is no longer needed."""
+    """Without the jump DVC pushes to an unknown host, as docs/remote.md warns. If this fails, drop the jump."""
     run(mine, "dvc", "remote", "add", "-d", "storage", f"ssh://127.0.0.1{server.files}")
     key = server.home / ".ssh/id_ed25519"
     for name, value in {"user": server.user, "port": str(server.port), "keyfile": str(key)}.items():
@@ -248,10 +248,10 @@ def test_without_the_jump_dvc_checks_no_host_key(mine: Path, server: Server) -> 
     ("trouble", "message"),
     [("another key", "Permission denied for user"), ("server down", "Connect call failed")],
 )
-def test_a_failed_pull_leaves_the_clone_as_it_is(
+def test_a_failed_pull_leaves_the_clone_unchanged(
     mine: Path, yours: Path, server: Server, trouble: str, message: str
 ) -> None:
-    """DVC's own message and no exit code of success; put right, the same command pulls everything."""
+    """A failed pull gives DVC's message and an error code, and after a fix the same command pulls everything."""
     key = server.home / ".ssh/id_ed25519"
     good = key.read_bytes()
     before = results(yours)
@@ -274,7 +274,7 @@ def test_a_failed_pull_leaves_the_clone_as_it_is(
 
 
 def test_a_file_damaged_in_the_remote_is_refused(mine: Path, yours: Path, server: Server, tmp_path: Path) -> None:
-    """Because of `verify`; without it, as docs/remote.md says, it is taken as it is."""
+    """With `verify` DVC refuses the file, and without it DVC accepts the file, as docs/remote.md warns."""
     model = "models/autoencoder.safetensors"
     content = results(mine)[model]
     (stored,) = [path for path in server.files.rglob("*") if path.is_file() and path.read_bytes() == content]
@@ -290,15 +290,15 @@ def test_a_file_damaged_in_the_remote_is_refused(mine: Path, yours: Path, server
     server.dvc(careless, "pull")
     assert results(careless)[model] != content
 
-    assert "Everything is up to date." in server.dvc(mine, "push").stdout  # DVC looks only whether it is there
+    assert "Everything is up to date." in server.dvc(mine, "push").stdout  # DVC only checks that the file exists
     stored.unlink()
     server.dvc(mine, "push")
     server.dvc(yours, "pull")
     assert results(yours) == results(mine)
 
 
-def test_gc_deletes_what_its_clone_does_not_know(mine: Path, yours: Path, server: Server) -> None:
-    """The warning of docs/remote.md is true, and what it tells to do before keeps the others' experiments."""
+def test_gc_deletes_what_its_clone_does_not_have(mine: Path, yours: Path, server: Server) -> None:
+    """`gc` deletes other clones' experiments, as docs/remote.md warns, unless its recommended steps come first."""
     clean_up = "gc --workspace --all-commits --all-experiments --cloud"
     n_of_main = n_files(server.files)
     run(mine, "dvc", "exp", "run", "-n", "other-seed", "-S", "train.seed=1", "train", PIPELINE_TRACKING="0")
@@ -325,7 +325,7 @@ def n_files(folder: Path) -> int:
 
 
 def test_the_settings_for_s3_are_accepted(tmp_path: Path) -> None:
-    """And only the name of a profile, which is not shared, goes to a file of DVC's."""
+    """DVC accepts the settings, and writes the name of the profile only to its local file, which is not shared."""
     git(tmp_path, "init", "-q")
     run(tmp_path, "dvc", "init", "-q")
     section = DOCUMENT[DOCUMENT.index("## On S3") : DOCUMENT.index("## Clean up")]

@@ -1,4 +1,4 @@
-"""Trainings that are stopped and go on, under DVC: real kills, real disks, every byte compared."""
+"""Stop and resume trainings under DVC, with real kills and real disks, and compare every byte."""
 
 import os
 import random
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 
 def prepared(folder: Path) -> Path:
-    """A copy of the project, before its first run, that saves a checkpoint after every epoch."""
+    """Return a copy of the project, before its first run, that saves a checkpoint after every epoch."""
     copy_project(folder)
     write_params(small_params(train__n_epochs=N_EPOCHS), folder)
     save_every_epoch(folder)
@@ -51,14 +51,14 @@ def prepared(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """{path: content} of what a training that nobody stops leaves, with all that comes after it."""
+    """Return {path: content} after an uninterrupted training and all later stages."""
     folder = prepared(tmp_path_factory.mktemp("reference") / "repository")
     run(folder, "dvc", "repro", PIPELINE_TRACKING="0")
     return results(folder)
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """{path: content} of everything that a run leaves: all outs, dvc.lock, the environment."""
+    """Return {path: content} of everything that a run writes: all outputs, dvc.lock, the environment."""
     files = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]
     files = [path for path in files if path.name != ".gitignore" and "raw" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in [*files, folder / "dvc.lock"]}
@@ -68,8 +68,8 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
     return sorted(path for path in one | other if one.get(path) != other.get(path))
 
 
-def test_two_clones_in_different_folders_give_identical_outs(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Whatever the path, the time and the tracking; and `dvc repro --force` changes nothing that git sees."""
+def test_two_clones_in_different_folders_give_identical_outputs(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """Outputs do not depend on path, time or tracking, and `dvc repro --force` changes nothing in git."""
     folder = prepared(tmp_path / "another place with spaces")
     run(folder, "dvc", "repro")
     assert differing(results(folder), undisturbed) == []
@@ -82,14 +82,16 @@ def test_two_clones_in_different_folders_give_identical_outs(undisturbed: dict[s
 
 
 @pytest.mark.alone
-def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
+def test_killed_at_any_moment_a_training_resumes_to_the_same_bytes(
     undisturbed: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """kill -9 at 20 moments, at least 5 of them while a checkpoint is written: each training ends with the bytes of
-    an undisturbed one, in one row with each epoch once."""
+    """Each training ends with the bytes of an uninterrupted one, in one run with each epoch once.
+
+    Trainings are killed with SIGKILL at 20 moments, at least 5 of them while a checkpoint is written.
+    """
     seed = int(os.environ.get("KILL_SEED") or time.time())
     print(f"KILL_SEED={seed}")
     record_property("seed", seed)
@@ -102,7 +104,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
     choose.shuffle(moments)
     n_saving = n_gone_on = n_from_nothing = 0
     for training in range(4):
-        tracking = "01"[training % 2]  # it takes most of the time
+        tracking = "01"[training % 2]  # tracking takes most of the time
         for moment in [*moments[4 * training : 4 * training + 4], "ending"]:
             n_from_nothing += tracking == "1" and saved_epochs(here) == 0
             n_saving += kill_once(here, moment, choose, tracking)
@@ -121,7 +123,7 @@ def test_killed_at_any_moment_a_training_goes_on_to_the_same_bytes(
 
 
 def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1") -> bool:
-    """Kill `dvc repro train` and its stage at a moment of that kind; whether a checkpoint was being written."""
+    """Kill `dvc repro train` and its stage at such a moment; return whether a checkpoint was being written."""
     before = saved_epochs(here)
     started, log = time.time(), here.with_name("log")
     with log.open("w") as output:
@@ -139,7 +141,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
         return " parameters on " in log.read_text()
 
     def has(suffix: str) -> bool:
-        """Whether this training has written a checkpoint, or has one half written."""
+        """Return whether this training has a complete (`state`) or half-written (`new`) checkpoint."""
         try:
             return any(path.stat().st_mtime > started for path in (here / CHECKPOINTS).glob(f"*.{suffix}"))
         except FileNotFoundError:  # renamed a moment ago
@@ -170,7 +172,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     mend_torn_locks(here)
     was_saving = has("new")
     print(f"{moment}: {before} epochs before, {saved_epochs(here)} after{', while saving' * was_saving}", flush=True)
-    # Whatever follows the line with which it begins; the kill may come right after that line.
+    # The output after the training's first line. The kill may come right after that line.
     said = log.read_text().partition(" parameters on ")[2].partition("\n")[2]
     if before and said:
         assert f"resuming after epoch {before} of {N_EPOCHS}" in said
@@ -178,7 +180,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
 
 
 def saved_epochs(here: Path) -> int:
-    """The number of epochs in the checkpoint; 0 where there is none but that of a training which dvc.lock has."""
+    """Return the number of epochs in the checkpoint; 0 without one, or if dvc.lock already has its training."""
     recorded = (here / "dvc.lock").stat().st_mtime
     finished = [path for path in (here / CHECKPOINTS).glob("*.finished") if path.stat().st_mtime > recorded]
     for path in [*(here / CHECKPOINTS).glob("*.state"), *finished]:
@@ -188,7 +190,7 @@ def saved_epochs(here: Path) -> int:
 
 
 def check_row(here: Path) -> None:
-    """The newest row is finished and complete, with each epoch once, in order."""
+    """Assert that the newest run is finished and complete, with each epoch once, in order."""
     row = rows(here)[0]
     assert row.info.status == "FINISHED"
     assert "test/mse" in row.data.metrics
@@ -197,16 +199,16 @@ def check_row(here: Path) -> None:
 
 
 def forget_training(here: Path) -> None:
-    """So that DVC must train again: no weights, and none in its cache."""
+    """Delete the weights, also from DVC's cache, so that DVC must train again."""
     md5 = dvcfiles.md5s([MODEL])[MODEL]
     (here / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
     (here / MODEL).unlink()
 
 
-def test_a_training_that_goes_on_is_running_again(
+def test_a_resumed_training_is_running_again(
     undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its row: KILLED by SIGTERM, RUNNING while it goes on, FINISHED; started once, with one journal's name."""
+    """One run is KILLED by SIGTERM, RUNNING after the training resumes, and finally FINISHED."""
     here = prepared(tmp_path / "stopped")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run(here, "dvc", "repro", "baselines")
@@ -225,7 +227,7 @@ def test_a_training_that_goes_on_is_running_again(
         if not is_last:
             wait_until(lambda: list((here / CHECKPOINTS).glob("*.state")))
         (stage,) = working_in(here, "pipeline.train")
-        stage.suspend()  # or it might end before delivery, which gives way to it, has made the row
+        stage.suspend()  # or it might end before delivery, which has lower priority, has created the run
         wait_until(lambda: rows(here) and rows(here)[0].info.status == "RUNNING")
         statuses.append("RUNNING")
         if not is_last:
@@ -242,8 +244,8 @@ def test_a_training_that_goes_on_is_running_again(
     assert differing(results(here), undisturbed) == []
 
 
-def test_a_training_after_the_same_in_a_temporary_folder_trains(tmp_path: Path) -> None:
-    """`dvc exp run --temp`, then `dvc repro --force`: two whole trainings, each with its own finished run."""
+def test_a_training_after_the_same_one_in_a_temporary_folder_trains(tmp_path: Path) -> None:
+    """`dvc exp run --temp` and then `dvc repro --force` give two whole trainings, each with its own finished run."""
     here = copy_project(tmp_path / "twice")
     write_params(small_params(), here)
     git(here, "commit", "-q", "-a", "-m", "small")
@@ -260,8 +262,8 @@ def test_a_training_after_the_same_in_a_temporary_folder_trains(tmp_path: Path) 
 
 
 @pytest.mark.alone
-def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Under DVC: it is told, thrown away, and the training from the start ends with the same bytes."""
+def test_a_damaged_checkpoint_restarts_training(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """Under DVC a damaged checkpoint is reported and deleted, and training from the start gives the same bytes."""
     here = prepared(tmp_path / "damaged")
     run(here, "dvc", "repro", "baselines")
     kill_once(here, "training", random.Random(1))
@@ -277,7 +279,7 @@ def test_a_damaged_checkpoint_costs_time_not_truth(undisturbed: dict[str, bytes]
 
 @pytest.fixture
 def committed(project: Path, tmp_path: Path) -> Path:
-    """A copy of a project whose results are committed and whose training is stale, though it would write the same."""
+    """Return a project with committed results and a stale training that would write the same bytes."""
     here = shutil.copytree(project, tmp_path / "disk", symlinks=True)
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "results")
@@ -287,7 +289,7 @@ def committed(project: Path, tmp_path: Path) -> Path:
 
 
 def fails_in_one_line(here: Path, reason: str) -> None:
-    """`dvc repro` cannot write the weights: it says why and how to get the last results back."""
+    """Assert that `dvc repro` fails to write the weights, and prints why and how to restore the last results."""
     done = run(here, "dvc", "repro", ok=False)
     assert done.returncode != 0
     assert f"error: {MODEL} cannot be written: {reason}" in done.stderr
@@ -296,13 +298,13 @@ def fails_in_one_line(here: Path, reason: str) -> None:
 
 
 def bring_back(here: Path) -> None:
-    """The commands that the message names."""
+    """Run the commands that the message names."""
     git(here, "restore", "params.yaml", "dvc.lock", "reports")
     run(here, "dvc", "checkout")
 
 
-def test_a_full_disk(committed: Path) -> None:
-    """Names the file and the commands that bring the committed results back; with space again the next run goes on."""
+def test_a_full_disk_loses_no_results(committed: Path) -> None:
+    """The error names the file and the restore commands; once there is space, the next run resumes."""
     before = results(committed)
     model = (committed / MODEL).read_bytes()
     with mounted(committed / "models", "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
@@ -316,8 +318,8 @@ def test_a_full_disk(committed: Path) -> None:
     assert (committed / MODEL).read_bytes() == model
 
 
-def test_a_read_only_folder(committed: Path) -> None:
-    """It is named, and the committed results can be had back."""
+def test_a_read_only_folder_loses_no_results(committed: Path) -> None:
+    """The error names the file, and the committed results can be restored."""
     before = results(committed)
     models = committed / "models"
     (models / "autoencoder.safetensors").unlink()

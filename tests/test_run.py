@@ -1,4 +1,4 @@
-"""What `make run` does, with and without a mirror."""
+"""Test `make run` with and without a mirror."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,15 @@ from tests.mirror import Mirror
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
-    """A committed copy of the project with a small network, on MNIST, never run."""
+    """Return a committed copy of the project with a small network, on MNIST. Nothing has run in it."""
     project = copy_project(tmp_path / "fresh")
     write_params(small_params(data__dataset="mnist"), project)
     git(project, "commit", "-q", "-a", "-m", "small")
     return project
 
 
-def test_without_any_mirror_it_runs_on_digits_and_says_so(fresh: Path) -> None:
-    """An explicit parameter change, visible in git and DVC; results, notice and the way back at the end."""
+def test_without_a_mirror_it_runs_on_digits_and_reports_it(fresh: Path) -> None:
+    """The changed data set is visible in git and DVC, and the output ends with results, a note and the way back."""
     with Mirror() as gone:
         url = gone.url
     done = run(fresh, "pipeline.run", MNIST_MIRROR=url)
@@ -40,7 +40,7 @@ def test_without_any_mirror_it_runs_on_digits_and_says_so(fresh: Path) -> None:
 
 
 def test_dvcs_hints_are_left_out(tmp_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """DVC's hints name dvc.lock only, and a push also where there is no remote; what it does is still shown."""
+    """DVC's hints, which name only dvc.lock and a push even without a remote, are left out; its progress is shown."""
     git(tmp_dir, "init", "-q")
     run(tmp_dir, "dvc", "init", "-q")
     Path("dvc.yaml").write_text("stages: {write: {cmd: echo text > file, outs: [file]}}")
@@ -57,7 +57,7 @@ def test_dvcs_hints_are_left_out(tmp_dir: Path, capfd: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_it_ends_with_what_changed_and_the_command_that_commits_it(fresh: Path) -> None:
-    """Parameters, headline metrics and one `git add`, whose commit holds results of its code."""
+    """The output ends with parameters, headline metrics and one `git add`, whose commit holds results of its code."""
     write_params(small_params(), fresh)
     printed = run(fresh, "pipeline.run").stdout
     changed = printed.split("Changed since the last commit\n")[1].splitlines()
@@ -71,8 +71,8 @@ def test_it_ends_with_what_changed_and_the_command_that_commits_it(fresh: Path) 
     assert "Changed since" not in run(fresh, "pipeline.run").stdout
 
 
-def test_changed_code_belongs_into_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The `git add` names the changed modules; where only last digits of results differ, it says so."""
+def test_changed_code_belongs_to_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The `git add` names the changed modules; the output notes if no parameter and no headline metric changed."""
     print_changes(load_params())
     assert capsys.readouterr().out == ""
     history, module = Path("reports/history.csv"), Path("pipeline/autoencoder/pca.py")
@@ -86,10 +86,8 @@ def test_changed_code_belongs_into_the_commit_too(workspace: Path, capsys: pytes
     assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]
 
 
-def test_a_last_commit_that_cannot_be_read_does_not_stop_it(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Conflicts that somebody committed: what the workspace holds is whole, and counts as new."""
+def test_an_unreadable_last_commit_does_not_stop_it(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the last commit has conflict markers, everything in the workspace counts as new."""
     with (
         edited(Path("params.yaml"), "data:", "<<<<<<< HEAD\ndata:"),
         edited(Path("reports/evaluate.json"), "{", "<<< {"),
@@ -102,7 +100,7 @@ def test_a_last_commit_that_cannot_be_read_does_not_stop_it(
 
 
 def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path, mirror: Mirror) -> None:
-    """Where a mirror answers, MNIST is not swapped: a bad checksum stays an error."""
+    """If a mirror answers, MNIST is not replaced, and bad content stays an error."""
     mirror.fault = "html"
     done = run(fresh, "pipeline.run", ok=False, MNIST_MIRROR=mirror.url)
     assert done.returncode == 2
@@ -113,7 +111,7 @@ def test_a_mirror_with_bad_content_is_an_error_not_a_change_of_data(fresh: Path,
 
 
 def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> None:
-    """The parameters are checked first, so that the last results stay where they are."""
+    """The parameters are checked first, so the last results are not deleted."""
     with edited(project / "params.yaml", "lr: 0.005", "lr: 0"):
         done = run(project, "pipeline.run", ok=False)
     assert done.returncode == 2
@@ -122,7 +120,7 @@ def test_bad_parameters_stop_it_before_dvc_deletes_anything(project: Path) -> No
 
 
 def test_params_yaml_survives_dvcs_rewriting(tmp_path: Path) -> None:
-    """`dvc exp run -S` rewrites params.yaml; as it is committed only the changed line differs."""
+    """When `dvc exp run -S` rewrites the committed params.yaml, only the changed line differs."""
     project = copy_project(tmp_path / "fresh")
     from dvc.utils.serialize import modify_yaml
 

@@ -1,4 +1,4 @@
-"""Another experiment on the same machinery: examples/classifier, as a project of its own."""
+"""Test another experiment on the same machinery: examples/classifier as a separate project."""
 
 import json
 import os
@@ -21,7 +21,7 @@ N_EPOCHS = 60
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The new project after its first run, with the results committed."""
+    """Return the new project after its first run, with the results committed."""
     folder = tmp_path_factory.mktemp("second") / "project"
     script = [sys.executable, str(PROJECT / "examples/new_project.py"), str(folder)]
     subprocess.run(script, env=environment(), check=True)
@@ -32,14 +32,14 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_machinery_is_this_projects(second: Path) -> None:
-    """Not one file of it differs."""
+    """All files of the machinery are identical to this project's."""
     for folder in ("core", "tracking", "sweep", "review", "server"):
         for path in (PROJECT / "pipeline" / folder).glob("*.py"):
             assert (second / "pipeline" / folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_run_is_in_mlflow_with_its_metrics_and_its_model(second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the history's columns and the JSON files; the model answers to two rows of the test."""
+    """The run has the metrics of the history and the JSON files, and its model can be loaded and called."""
     (row,) = rows_of(second)
     assert row.info.status == "FINISHED"
     assert row.info.run_name == "hidden=16 seed=0"
@@ -54,7 +54,7 @@ def test_a_run_is_in_mlflow_with_its_metrics_and_its_model(second: Path, monkeyp
 
 
 def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
-    """In its row, with each epoch once."""
+    """A training that is killed with SIGKILL resumes and produces the bytes of an uninterrupted one."""
     model = second / "models/classifier.safetensors"
     with edited(second / "params.yaml", f"n_epochs: {N_EPOCHS}", "n_epochs: 600"):
         run(second, "dvc", "repro", PIPELINE_TRACKING="0")
@@ -73,7 +73,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
 
 
 def test_a_sweep_is_compared(second: Path) -> None:
-    """Of two parameters; the table has its metrics, the figure its axis."""
+    """A sweep over two parameters runs, and the comparison's table has the example's metrics."""
     run(second, "pipeline.sweep", "-S", "model.hidden_size=4,16 train.seed=0,1")
     run(second, "pipeline.sweep.compare")
     table = (second / "reports/compare/table.md").read_text()
@@ -86,7 +86,7 @@ def test_a_sweep_is_compared(second: Path) -> None:
 
 
 def test_a_review_judges_it(second: Path) -> None:
-    """By its own metrics.yaml: a worse log-loss fails, other data do not compare."""
+    """By the example's metrics.yaml, a worse log-loss fails, and metrics on other data are not compared."""
     for change, verdict in (
         ({"n_epochs": 1}, "test.log_loss"),
         ({"split_seed": 1}, "is of other data"),
@@ -105,7 +105,7 @@ def test_a_review_judges_it(second: Path) -> None:
 
 
 def test_it_is_verified(second: Path) -> None:
-    """To the bit, in a clone, and data that differ are not forgiven, floats though they are."""
+    """Verifying the project in a clone reports every output as identical."""
     assert "every out is identical" in run(second, "pipeline.review.verify").stdout
 
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline.tidy`: what goes, and what must not."""
+"""Test what `python -m pipeline.tidy` deletes and what it keeps."""
 
 import os
 import shutil
@@ -28,14 +28,14 @@ def make_old(folder: Path) -> None:
 
 
 def stored_files(root: Path) -> set[Path]:
-    """What MLflow keeps in files (it leaves empty folders behind)."""
+    """Return the files that MLflow keeps (it leaves empty folders behind)."""
     return {path for path in (root / "mlartifacts").rglob("*") if path.is_file()}
 
 
-def test_deleted_runs_go_with_all_that_is_theirs(
+def test_deleted_runs_are_removed_with_their_files(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Listed first; with --remove the row, its artifacts and its model are gone, and no other's."""
+    """A deleted run is only listed at first. --remove deletes it with its artifacts and its model, and nothing else."""
     for seed in (0, 1):
         runs.log_evaluation(small_params(train__seed=seed))
     delivery.deliver_all(results)
@@ -57,11 +57,13 @@ def test_deleted_runs_go_with_all_that_is_theirs(
     assert "0.0 MB  in all" in tidy_up(monkeypatch, capsys)
 
 
-def test_what_is_still_used_of_a_deleted_run_stays(
+def test_models_of_deleted_runs_that_are_still_used_stay(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A version in the model registry, with its run's id, by an address only or as a copy whose original is deleted,
-    and a model that a run takes in."""
+    """A deleted run stays if its model is in the registry or is the input of another run.
+
+    A registered version may refer to the run's id or only to an address, or be a copy whose original is deleted.
+    """
     for seed in range(5):
         runs.log_evaluation(small_params(train__seed=seed))
     delivery.deliver_all(results)
@@ -89,10 +91,10 @@ def test_what_is_still_used_of_a_deleted_run_stays(
     assert [any(id_ in path.parts for path in stored_files(results)) for id_ in ids] == [True, True, True, True, False]
 
 
-def test_temporary_experiments_without_a_process_go(
+def test_temporary_experiments_without_a_process_are_removed(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One in which something works or has just changed stays, and so does what DVC's queue needs."""
+    """Experiments with a working process or a recent change stay, and so does the folder of DVC's queue."""
     names = ("tmpleft", "sweep-123-0", "standalone/tmpused", "celery")
     left, clone, used, queue = (results / ".dvc/tmp/exps" / name for name in names)
     for folder in (left, clone, used, queue):
@@ -109,10 +111,10 @@ def test_temporary_experiments_without_a_process_go(
     assert [folder.exists() for folder in (left, clone, used, queue, new)] == [False, False, True, True, True]
 
 
-def test_checkpoints_go_after_a_week(
+def test_checkpoints_are_removed_after_a_week(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All files of a training that nobody went on with; none of one of which a file is newer."""
+    """All files of a checkpoint are deleted if none is newer than a week, and otherwise all stay."""
     folder = results / ".checkpoints"
     folder.mkdir()
     old = [folder / "old.state", folder / "old.lock"]
@@ -127,10 +129,10 @@ def test_checkpoints_go_after_a_week(
     assert sorted(folder.iterdir()) == sorted(kept)
 
 
-def test_journals_that_wait_are_never_touched(
+def test_waiting_journals_are_never_removed(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only what a killed process had begun, and not what it may be writing at this moment."""
+    """Only old journals that are incomplete or damaged are deleted, not those that may still be written."""
     runs.log_evaluation(small_params())
     (waiting,) = journals(results)
     old, new = (Journal(waiting.folder.with_name(name)) for name in (".20200101-old", ".20200101-new"))

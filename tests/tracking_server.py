@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback that tests start, kill and start again, and servers that misbehave."""
+"""A real MLflow server on loopback that tests start, kill and restart, and servers that misbehave."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from tests.helpers import environment, free_port, wait_until
 
 
 class TrackingServer:
-    """`mlflow server` on a folder of its own; its runs outlive it."""
+    """`mlflow server` on its own folder. Its runs outlive it."""
 
     def __init__(self, folder: Path, empty_store: Path):
         folder.mkdir()
@@ -50,7 +50,7 @@ class TrackingServer:
         return True
 
     def kill(self) -> None:
-        """As a crash would: SIGKILL to all of its processes."""
+        """Send SIGKILL to all of its processes, as in a crash."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -59,7 +59,7 @@ class TrackingServer:
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """The address of a server that accepts connections and never says a word."""
+    """Yield the address of a server that accepts connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
@@ -68,7 +68,7 @@ def silent_server() -> Iterator[str]:
 
 @contextmanager
 def failing_server() -> Iterator[str]:
-    """The address of a server that answers everything with 500."""
+    """Yield the address of a server that answers every request with 500."""
 
     class Fail(BaseHTTPRequestHandler):
         def fail(self) -> None:
@@ -89,7 +89,7 @@ def failing_server() -> Iterator[str]:
 
 @contextmanager
 def stuck_server() -> Iterator[str]:
-    """The address of a server that says it is healthy, and answers nothing else: its database hangs."""
+    """Yield the address of a server that reports itself healthy but answers nothing else, as if its database hung."""
     closing = threading.Event()
 
     class Hang(BaseHTTPRequestHandler):
@@ -114,5 +114,5 @@ def stuck_server() -> Iterator[str]:
 
 @contextmanager
 def absent_server() -> Iterator[str]:
-    """The address of nothing."""
+    """Yield an address at which no server listens."""
     yield f"http://127.0.0.1:{free_port()}"

@@ -1,18 +1,18 @@
-"""What the last bits of a training depend on beyond code, data and parameters: versions, processor, threads."""
+"""Describe what decides a training's last bits besides code, data and parameters: versions, processor, threads."""
 
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
-# With these a user makes the libraries compute otherwise. `DNNL_…` is oneDNN's older name for `ONEDNN_…`.
+# With these variables a user changes how the libraries compute. `DNNL_…` is oneDNN's older name for `ONEDNN_…`.
 VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 CUDA_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "safetensors")
 
 
 def fingerprint(device: str) -> dict[str, str]:
-    """Names and values that tell two environments apart, those of this process on `device`, as in `cuda:0`."""
+    """Return names and values that identify this process's environment on `device`, for example `cuda:0`."""
     import torch
 
     kind = torch.device(device).type

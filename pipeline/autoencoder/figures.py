@@ -1,7 +1,7 @@
-"""The figures of an evaluation, and of several models. Each function takes arrays and returns a matplotlib Figure.
+"""The figures of an evaluation and of several models. Each function takes arrays and returns a matplotlib Figure.
 
-Images are [n, 784] floats in 0…1 and are drawn as ink on white; digits have Petroff's ten colours,
-which people with any common colour vision can tell apart (https://arxiv.org/abs/2107.02270).
+Images are [n, 784] floats in 0…1, drawn as black ink on white. The digits have Petroff's ten colours, which people
+with any common colour vision can distinguish (https://arxiv.org/abs/2107.02270).
 """
 
 import io
@@ -20,12 +20,12 @@ DIGIT_COLORS = matplotlib.color_sequences["petroff10"]
 DATASET_TITLES = {"mnist": "MNIST", "digits": "scikit-learn's digits"}
 SIDE = 28
 FADED = 0.2
-# The region that the codes occupy leaves out the outermost per cent on each side of each axis.
+# The region of the codes excludes the outermost 1 % on each side of each axis.
 REGION_PERCENTILES = (1, 99)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG whose bytes depend on the figure alone: no date, no software version."""
+    """Write a PNG whose bytes depend only on the figure: no date, no software version."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
     write_out(path, content.getvalue())
@@ -34,7 +34,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def reconstructions(
     context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: np.ndarray, by_pca: np.ndarray
 ) -> Figure:
-    """The first test image of each digit as it is, through the autoencoder and through PCA of the same size."""
+    """Draw the first test image of each digit and its reconstructions by the autoencoder and PCA of the same size."""
     shown = [first_of(labels, digit) for digit in np.unique(labels)]
     rows = [
         ("original", pixels[shown], [f"digit {label}" for label in labels[shown]]),
@@ -45,7 +45,7 @@ def reconstructions(
 
 
 def worst(context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: np.ndarray) -> Figure:
-    """The ten test images with the largest reconstruction MSE, the largest first."""
+    """Draw the ten test images with the largest reconstruction MSE, largest first."""
     mse = ((by_autoencoder - pixels) ** 2).mean(axis=1)
     shown = np.argsort(-mse, kind="stable")[:10]
     rows = [
@@ -58,9 +58,9 @@ def worst(context: str, pixels: np.ndarray, labels: np.ndarray, by_autoencoder: 
 def midpoints(
     context: str, pixels: np.ndarray, labels: np.ndarray, codes: np.ndarray, decode: Decode, n_pairs: int
 ) -> Figure:
-    """Pairs of test images, with the mean of their pixels and the decoded mean of their codes between.
+    """Draw pairs of test images, and between them the mean of their pixels and the decoded mean of their codes.
 
-    Pair i joins the first image of one digit with the first of the digit three further on.
+    A pair is the first image of one digit and the first image of the digit three places later.
     """
     digits = np.unique(labels)
     left = [first_of(labels, digits[pair % len(digits)]) for pair in range(n_pairs)]
@@ -75,12 +75,12 @@ def midpoints(
 
 
 def first_of(labels: np.ndarray, digit: int) -> int:
-    """The index of the first image of a digit."""
+    """Return the index of the first image of a digit."""
     return int(np.flatnonzero(labels == digit)[0])
 
 
 def _image_grid(title: str, rows: Sequence[tuple[str, np.ndarray, list[str] | None]]) -> Figure:
-    """Rows of (name at the left, images [n, 784], caption under each image)."""
+    """Draw rows of (name at the left, images [n, 784], caption under each image)."""
     n = len(rows[0][1])
     figure = Figure(
         figsize=(1.4 + n, 0.8 + sum(1.0 if captions is None else 1.2 for *_, captions in rows)), layout="constrained"
@@ -104,16 +104,16 @@ def _mse_captions(reconstructed: np.ndarray, pixels: np.ndarray) -> list[str]:
 
 
 def latent_scatter(context: str, codes: np.ndarray, labels: np.ndarray) -> Figure:
-    """Codes [n, k] coloured by digit: k=1 as a strip for each digit, k=2 as it is, k>2 by its main plane."""
+    """Draw codes [n, k] coloured by digit: k=1 as a strip for each digit, k=2 directly, k>2 on their main plane."""
     figure = Figure(figsize=(8.2, 6.4), layout="constrained")
     ax = figure.subplots()
     plane = LatentPlane(codes)
     points = plane.project(codes)
     if codes.shape[1] == 1:
-        # Heights within a digit's strip only keep points apart; a fixed seed keeps the bytes.
+        # Heights within a strip only separate the points. The fixed seed gives the same bytes every time.
         heights = labels + np.random.RandomState(0).uniform(-0.35, 0.35, len(labels))
         points = np.column_stack([points[:, 0], heights])
-    size = float(np.clip(40_000 / len(labels), 5, 30))  # few points are drawn large enough to see
+    size = float(np.clip(40_000 / len(labels), 5, 30))  # the fewer points, the larger they are
     for digit in range(10):
         x, y = points[labels == digit].T
         ax.scatter(x, y, s=size, alpha=0.6, linewidths=0, color=DIGIT_COLORS[digit], label=str(digit))
@@ -138,9 +138,9 @@ def latent_scatter(context: str, codes: np.ndarray, labels: np.ndarray) -> Figur
 
 
 def label_places(points: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Where each label's name belongs among `points` [n, 2]: where it is densest, clear of the others' names.
+    """Return where to write each label among `points` [n, 2]: where its points are densest, clear of other labels.
 
-    The tenth of a label's points that lies outermost on each axis is left out: no name stands at a lone outlier.
+    On each axis the outermost tenth of a label's points is ignored, so that no label is written at an outlier.
     """
     clearance = np.array([0.03, 0.045]) * np.ptp(points, axis=0)
     places: dict[int, np.ndarray] = {}
@@ -157,10 +157,10 @@ def label_places(points: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray
 
 
 def decoded_manifold(context: str, codes: np.ndarray, decode: Decode, size: int) -> Figure:
-    """A size × size grid of decoded codes over the region that the test codes occupy (k=1: a strip).
+    """Draw a size × size grid of decoded codes over the region that the test codes occupy (k=1: a strip).
 
-    Drawn in latent coordinates; a cell in which no test code lies is faded, since the decoder was
-    never asked for an image there.
+    The axes are latent coordinates. A cell without a test code is faded, because the decoder never had to produce an
+    image there.
     """
     plane = LatentPlane(codes)
     points = plane.project(codes)
@@ -190,9 +190,9 @@ def decoded_manifold(context: str, codes: np.ndarray, decode: Decode, size: int)
 
 
 class LatentPlane:
-    """The one or two axes on which codes [n, k] are drawn: their own for k ≤ 2, else the main plane.
+    """The one or two axes on which codes [n, k] are drawn: their own for k ≤ 2, else their main plane.
 
-    The main plane is spanned by the codes' first two principal components through their mean.
+    The main plane contains the codes' mean and is spanned by their first two principal components.
     """
 
     def __init__(self, codes: np.ndarray):
@@ -207,16 +207,16 @@ class LatentPlane:
             ]
 
     def project(self, codes: np.ndarray) -> np.ndarray:
-        """[n, k] → [n, 1 or 2]"""
+        """Map codes [n, k] to points [n, 1 or 2] of the plane."""
         return codes if self.dimensions <= 2 else self._pca.transform(codes.astype(np.float64))
 
     def lift(self, points: np.ndarray) -> np.ndarray:
-        """[n, 1 or 2] → the codes [n, k] at these points of the plane"""
+        """Map points [n, 1 or 2] of the plane to codes [n, k]."""
         return points if self.dimensions <= 2 else self._pca.inverse_transform(points)
 
 
 def reconstructions_by_model(pixels: np.ndarray, by_model: dict[str, np.ndarray]) -> Figure:
-    """Test images, and below them what each model makes of them, with the model's label; all [10, 784] in 0…1."""
+    """Draw test images and, below them, each model's reconstructions with its label; all are [10, 784] in 0…1."""
     image = np.concatenate([pixels, *by_model.values()]).reshape(-1, 10, SIDE, SIDE)
     figure = Figure(figsize=(8, 0.65 * len(image) + 0.6), layout="constrained")
     ax = figure.subplots()

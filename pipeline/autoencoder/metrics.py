@@ -1,4 +1,4 @@
-"""The metrics of an evaluation: reconstruction errors, the codes' effective rank, each dimension's importance."""
+"""The metrics of an evaluation: reconstruction errors, effective rank of the codes, importance of each dimension."""
 
 import math
 from collections.abc import Callable
@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-# The activations of as many images stay in the processor's cache.
+# The activations of this many images fit into the processor's cache.
 BATCH_SIZE = 1000
-# A latent dimension without which the error grows by less than this share is dead.
+# A latent dimension is dead if the error grows by less than this share without it.
 DEAD = 0.001
 
 
 def effective_rank(codes: np.ndarray) -> float:
-    """Between 1 and k: in how many directions codes [n, k] vary, weighted by how much.
+    """Return the number of directions in which codes [n, k] vary, weighted by how much: 1 to k.
 
-    The exponential of the entropy of the centred codes' singular values, scaled to sum 1
-    (Roy and Vetterli, The effective rank, EUSIPCO 2007). 0 where the codes do not vary at all.
+    It is the exponential of the entropy of the centred codes' singular values, scaled to sum to 1
+    (Roy and Vetterli, The effective rank, EUSIPCO 2007). It is 0 if the codes do not vary at all.
     """
     centred = codes.astype(np.float64) - codes.mean(axis=0, dtype=np.float64)
     singular_values = np.sqrt(np.linalg.eigvalsh(centred.T @ centred).clip(0))
@@ -29,9 +29,9 @@ def effective_rank(codes: np.ndarray) -> float:
 
 
 def importance(codes: np.ndarray, pixels: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """[k]: by what share the MSE of images [n, 784] from codes [n, k] grows with one latent dimension at its mean.
+    """Return [k]: the relative growth of the MSE if each latent dimension in turn is fixed at its mean.
 
-    `decode` turns codes into images; several threads call it at once.
+    `decode` maps codes [n, k] to images [n, 784], which are compared with `pixels`. Several threads call it at once.
     """
     means = codes.mean(axis=0)
 
@@ -50,17 +50,17 @@ def importance(codes: np.ndarray, pixels: np.ndarray, decode: Callable[[np.ndarr
 
 
 def measure(image_mse: np.ndarray, labels: np.ndarray, pca_mse: float, mean_image_mse: float) -> dict[str, Any]:
-    """The test metrics.
+    """Return the test metrics.
 
     Args:
-        image_mse: [n], for each image the mean over its pixels (0…1) of the squared errors.
+        image_mse: [n], the mean squared error over each image's pixels (0…1).
         labels: [n], the images' digits.
-        pca_mse: the MSE of PCA with as many components as the bottleneck has dimensions, or all that there are.
+        pca_mse: the MSE of PCA with as many components as the bottleneck has dimensions, or all if there are fewer.
         mean_image_mse: the MSE of the mean training image.
 
     Returns:
-        mse, the mean over images; psnr_db = 10 log10(1 / mse), 1 being the peak value; pca_mse and
-        mean_image_mse; ratio_to_pca = mse / pca_mse, absent where PCA leaves no error beyond rounding;
+        mse, the mean over images; psnr_db = 10 log10(1 / mse), where 1 is the peak value; pca_mse and
+        mean_image_mse; ratio_to_pca = mse / pca_mse, absent if PCA has no error beyond rounding;
         digit_mse, the mean over the images of each digit.
     """
     mse = float(image_mse.mean())

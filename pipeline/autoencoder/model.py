@@ -21,7 +21,7 @@ INPUT_SIZE = 28 * 28
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that decides the network's shape. hidden_sizes are the encoder's, from the image inwards."""
+    """Everything that decides the network's shape. hidden_sizes are the encoder's widths, from the image inwards."""
 
     bottleneck_size: int
     hidden_sizes: tuple[int, ...]
@@ -33,22 +33,22 @@ class Architecture:
         if params.hidden_sizes is not None:
             hidden_sizes = tuple(params.hidden_sizes)
         else:
-            assert params.n_layers is not None  # the validator lets exactly one of the two be null
+            assert params.n_layers is not None  # the validator ensures that exactly one of the two is null
             hidden_sizes = linear_widths(params.bottleneck_size, params.n_layers)
         return cls(params.bottleneck_size, hidden_sizes, params.regularizer, params.dropout_p)
 
 
 def linear_widths(bottleneck_size: int, n_layers: int) -> tuple[int, ...]:
-    """The n_layers − 1 hidden widths on a straight line from 784 to the bottleneck, both excluded."""
+    """Return the n_layers − 1 hidden widths on a straight line from 784 to the bottleneck, both ends excluded."""
     step = (INPUT_SIZE - bottleneck_size) / n_layers
     return tuple(round(INPUT_SIZE - step * layer) for layer in range(1, n_layers))
 
 
 class AutoEncoder(nn.Module):
-    """Images to codes and back: [n, 784] floats in 0…1 → [n, bottleneck_size] → [n, 784].
+    """Map images to codes and back: [n, 784] floats in 0…1 → [n, bottleneck_size] → [n, 784].
 
-    The last layer of each half is plain, so codes are unbounded. Outputs are unbounded in training, where a
-    clipped pixel would have no gradient; in evaluation they are clipped to 0…1, nearer to any image.
+    The last layer of each half is linear, so codes are unbounded. In training, outputs are unbounded too, because a
+    clipped pixel would have no gradient. In evaluation, outputs are clipped to 0…1, which is closer to any image.
     """
 
     def __init__(self, architecture: Architecture):
@@ -67,11 +67,11 @@ class AutoEncoder(nn.Module):
         return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[n, 784] → [n, bottleneck_size]"""
+        """Map images [n, 784] to codes [n, bottleneck_size]."""
         return self.encoder(pixels)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """[n, bottleneck_size] → [n, 784]"""
+        """Map codes [n, bottleneck_size] to images [n, 784]."""
         pixels = self.decoder(codes)
         return pixels if self.training else pixels.clamp(0, 1)
 
@@ -80,14 +80,14 @@ class AutoEncoder(nn.Module):
 
 
 def save_model(model: AutoEncoder, path: Path) -> None:
-    """Write weights and architecture to one safetensors file: no pickle, the same bytes every time."""
-    # One metadata key only: safetensors writes several in no fixed order.
+    """Write weights and architecture to one safetensors file, without pickle and with the same bytes every time."""
+    # Only one metadata key, because safetensors writes several in no fixed order.
     metadata = {"architecture": json.dumps(asdict(model.architecture))}
     write_out(path, save(model.state_dict(), metadata))
 
 
 def load_model(path: str | Path) -> AutoEncoder:
-    """Read a model that `save_model` wrote, on the CPU and in evaluation mode.
+    """Read a model that `save_model` wrote. It is on the CPU and in evaluation mode.
 
     Raises:
         PipelineError: the file is missing or damaged.

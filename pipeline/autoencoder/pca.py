@@ -14,29 +14,29 @@ from pipeline.core.files import reading, write_out
 
 @dataclass(frozen=True)
 class PcaModel:
-    """mean [784] and orthonormal components [c, 784], float32, the most important component first."""
+    """The mean [784] and orthonormal components [c, 784], float32, most important component first."""
 
     mean: np.ndarray
     components: np.ndarray
 
     def encode(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
-        """[n, 784] → [n, n_components], or as many as there are."""
+        """Map images [n, 784] to codes [n, n_components], or fewer if PCA has fewer components."""
         return (pixels - self.mean) @ self.components[:n_components].T
 
     def reconstruct(self, pixels: np.ndarray, n_components: int) -> np.ndarray:
-        """[n, 784] → [n, 784], through the first `n_components`; 0 of them give the mean image.
+        """Reconstruct images [n, 784] from the first `n_components`; 0 components give the mean image.
 
-        Clipped to 0…1, like the autoencoder's.
+        The pixels are clipped to 0…1, like the autoencoder's.
         """
         return (self.encode(pixels, n_components) @ self.components[:n_components] + self.mean).clip(0, 1)
 
     def mse(self, pixels: np.ndarray, n_components: int) -> float:
-        """The reconstruction MSE of `pixels` [n, 784], the mean over images and pixels."""
+        """Return the reconstruction MSE of `pixels` [n, 784], the mean over images and pixels."""
         return float(((self.reconstruct(pixels, n_components) - pixels) ** 2).mean(dtype=np.float64))
 
 
 def fit_pca(pixels: np.ndarray) -> PcaModel:
-    """All the components that `pixels` [n, 784] have: 784, or n if that is fewer."""
+    """Fit all components that `pixels` [n, 784] have: 784, or n if that is fewer."""
     pca = PCA(svd_solver="covariance_eigh").fit(pixels.astype(np.float64))
     return PcaModel(pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_, np.float32))
 

@@ -1,4 +1,4 @@
-"""What a code is worth beyond reconstruction: how well simple classifiers read the digit from it."""
+"""Measure what codes are worth beyond reconstruction: how well simple classifiers read the digit from them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,11 +17,11 @@ CLASSIFIERS = ("logistic_regression", "nearest_neighbours")
 def accuracies(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> dict[str, float]:
-    """The share of test codes [m, k] whose digit is told rightly by classifiers fitted on training codes [n, k].
+    """Return the accuracy on test codes [m, k] of each classifier, fitted on training codes [n, k].
 
-    Logistic regression on standardised codes, L2-regularised with scikit-learn's C = 1: are digits linearly
-    separable? And the majority of the five nearest training codes by Euclidean distance: are alike codes alike?
-    Both are asked at once, each from a thread of its own.
+    Logistic regression on standardised codes, L2-regularised with scikit-learn's C = 1, shows whether the digits are
+    linearly separable. The majority of the five nearest training codes by Euclidean distance shows whether similar
+    codes are of the same digit. Both are fitted at once, each in its own thread.
     """
 
     def accuracy(classifier: ClassifierMixin) -> float:
@@ -31,6 +31,6 @@ def accuracies(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         KNeighborsClassifier(N_NEIGHBOURS),
     )
-    # The threads of one matrix product decide its last bits; how many products are under way at once does not.
+    # The number of threads of one matrix product decides its last bits. The number of simultaneous products does not.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor() as threads:
         return dict(zip(CLASSIFIERS, threads.map(accuracy, classifiers), strict=True))

@@ -13,7 +13,7 @@ IMAGE_SHAPE = (28, 28)
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 [n, 28, 28], 0 is background and 255 ink; labels: uint8 [n], digits 0 to 9."""
+    """Images, uint8 [n, 28, 28], where 0 is background and 255 is ink; and labels, uint8 [n], digits 0 to 9."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -22,12 +22,12 @@ class Split:
         return len(self.images)
 
     def pixels(self) -> np.ndarray:
-        """The images as float32 [n, 784] in 0…1, what the model and the baselines see."""
+        """Return the images as float32 [n, 784] in 0…1, as the model and the baselines take them."""
         return np.divide(self.images.reshape(len(self), -1), 255, dtype=np.float32)
 
 
 def save_split(split: Split, path: Path) -> None:
-    """Write a split; the same split gives the same bytes on every machine."""
+    """Write a split. The same split gives the same bytes on every machine."""
     write_out(path, save({"images": split.images, "labels": split.labels}))
 
 

@@ -1,6 +1,6 @@
-"""The training loop: tensors and parameters in, the best weights and a history out.
+"""The training loop: it takes tensors and parameters, and returns the best weights and a history.
 
-It knows no path, no DVC and no MLflow, so that it can be tested, timed and run wherever torch is.
+It uses no path, no DVC and no MLflow, so it can be tested, timed and run wherever torch is installed.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from pipeline.core.errors import PipelineError
 if TYPE_CHECKING:
     from pipeline.params import TrainParams
 
-# Of a model on a batch of images [n, 784]: a scalar.
+# Maps a model and a batch of images [n, 784] to a scalar.
 Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of the history. The MSEs are means over images and pixels, pixels in 0…1."""
+    """One line of the history. The MSEs are means over images and pixels, with pixels in 0…1."""
 
     epoch: int  # from 1
-    train_mse: float  # mean over the epoch's batches as they were trained on, so it lags valid_mse
+    train_mse: float  # mean over the epoch's batches, each as it was trained on, so it lags valid_mse
     valid_mse: float  # after the epoch, in evaluation mode
-    lr: float  # of the epoch's last step
+    lr: float  # at the epoch's last step
     grad_norm: float  # L2 over all parameters, mean over the epoch's steps
     param_norm: float  # L2 over all parameters, after the epoch
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training leaves behind."""
+    """The result of a training."""
 
     weights: dict[str, torch.Tensor]  # the state_dict with the lowest validation MSE, on the CPU
     best_epoch: int
@@ -49,31 +49,31 @@ class FitResult:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the epochs to come depend on, parameters and data aside, after a whole epoch."""
+    """Everything that later epochs depend on besides parameters and data, at the end of an epoch."""
 
     model: dict[str, torch.Tensor]  # the state_dict
-    optimizer: dict[int, dict[str, torch.Tensor]]  # what Adam keeps for each parameter, by its number
+    optimizer: dict[int, dict[str, torch.Tensor]]  # Adam's tensors for each parameter, by its number
     result: FitResult  # of the epochs so far
 
 
-# The classes that a state is made of, beside tensors and numbers.
+# The classes in a state, besides tensors and numbers.
 STATE_TYPES = (TrainingState, FitResult, EpochRecord)
 
 
 class Callback(Protocol):
-    """What `fit` calls while it trains. A subclass overrides what it needs."""
+    """Methods that `fit` calls during training. A subclass overrides those that it needs."""
 
     def on_batch(self, _n_images: int, /) -> None:
-        """A step was taken, on so many images."""
+        """Called after each step, with its number of images."""
         return
 
     def on_epoch(self, _record: EpochRecord, _seconds: float, _state: TrainingState, /) -> None:
-        """An epoch has ended. Its training steps took so many seconds; the state's tensors change with the next one."""
+        """Called after each epoch, with the duration of its steps. The next epoch changes the state's tensors."""
         return
 
 
 def reconstruction_loss(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Mean over images and pixels of (reconstruction − image)²; a scalar that gradients flow through."""
+    """Return the mean over images and pixels of (reconstruction − image)², a differentiable scalar."""
     return F.mse_loss(model(images), images)
 
 
@@ -86,16 +86,17 @@ def fit(
     state: TrainingState | None = None,
     loss: Loss = reconstruction_loss,
 ) -> FitResult:
-    """Minimise a loss by AdamW, and keep the weights of the epoch with the lowest validation MSE.
+    """Minimise a loss with AdamW, and return the weights of the epoch with the lowest validation MSE.
 
-    Started from a state that a callback got, it returns the very bits that it would have returned without a stop.
+    Resuming from any state that a callback received gives bit-identical results.
 
     Args:
-        model: images [n, 784] to reconstructions [n, 784], on the device to train on, as are `train` and `valid`;
-            its weights are changed.
+        model: maps images [n, 784] to reconstructions [n, 784]. Its weights are changed. It is on the device to train
+            on, like `train` and `valid`.
         train, valid: float32 [n, 784], pixels in 0…1.
         callbacks: called for each batch and epoch, in this order.
-        state: to resume from, of a training with equal parameters and data; None starts from the model's weights.
+        state: the state to resume from. Its training had equal parameters and data. None starts from the model's
+            weights.
 
     Raises:
         PipelineError: a loss is not finite; the message names the epoch.
@@ -113,7 +114,7 @@ def fit(
     if train.is_cuda:
         step.capture()
     for epoch in range(len(history) + 1, params.n_epochs + 1):
-        # Shuffle and dropout depend on (seed, epoch) alone, whatever ran before.
+        # Shuffle and dropout depend only on (seed, epoch), not on what ran before.
         torch.manual_seed(epoch_seed(params.seed, epoch))
         batches = torch.randperm(len(train))[: n_steps * batch_size].view(n_steps, batch_size).to(train.device)
         lr = 0.0
@@ -152,16 +153,16 @@ def fit(
 
 
 def steps_of_epoch(n_images: int, batch_size: int) -> tuple[int, int]:
-    """The number of steps and of images in each. All batches are whole: what is left over sits the epoch out."""
+    """Return the number of steps and of images in each. All batches are whole; leftover images skip the epoch."""
     size = min(batch_size, n_images)
     return n_images // size, size
 
 
 def one_cycle(progress: float) -> float:
-    """The learning rate as a share of its peak, at `progress` 0…1 of the training: up until 0.3, then to zero.
+    """Return the learning rate as a share of its peak, at `progress` 0…1: it rises until 0.3, then falls to zero.
 
-    The shape of torch's OneCycleLR (L. N. Smith and N. Topin, "Super-Convergence", arXiv:1708.07120); as a
-    function of the step it leaves no state to keep in a checkpoint.
+    The shape is that of torch's OneCycleLR (L. N. Smith and N. Topin, "Super-Convergence", arXiv:1708.07120). As a
+    function of the step it has no state to keep in a checkpoint.
     """
     rise, start = 0.3, 0.04
     if progress < rise:
@@ -174,23 +175,23 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"one_cycle": one_cycle, "const
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam keeps for a parameter, under torch's names."""
+    """Adam's tensors for one parameter, under torch's names."""
 
-    step: torch.Tensor  # how many there were, float32 []
-    exp_avg: torch.Tensor  # the running mean of the gradients, of the parameter's shape
-    exp_avg_sq: torch.Tensor  # and of their squares
+    step: torch.Tensor  # the number of steps so far, float32 []
+    exp_avg: torch.Tensor  # the running mean of the gradients, in the parameter's shape
+    exp_avg_sq: torch.Tensor  # the running mean of the squared gradients
 
     @classmethod
     def of(cls, parameter: torch.Tensor) -> "Moments":
-        """Those at the start: zeros."""
+        """Return the initial tensors: zeros."""
         step = torch.zeros((), device=parameter.device)
         return cls(step, torch.zeros_like(parameter), torch.zeros_like(parameter))
 
 
 class TrainingStep:
-    """One step of AdamW, in which nothing waits for the device, nor depends on a value or changes its shape.
+    """One step of AdamW that never waits for the device, branches on no computed value and changes no shape.
 
-    A GPU can replay it as one CUDA graph, instead of waiting for Python to launch some hundred kernels.
+    A GPU can replay it as one CUDA graph, instead of waiting for Python to launch more than a hundred kernels.
     """
 
     def __init__(
@@ -207,19 +208,19 @@ class TrainingStep:
         precision = resolve_precision(params.precision, train.device)
         self._autocast = torch.autocast(train.device.type, precision, enabled=precision != torch.float32)
         self._beta2 = params.adam_beta2
-        # Decay is for matrices: biases and what normalises set a scale that nothing else could restore.
+        # Only matrices decay: biases and normalisation parameters set a scale that nothing else could restore.
         self._groups = [
             ([(p, Moments.of(p)) for p in model.parameters() if p.ndim > 1], params.weight_decay),
             ([(p, Moments.of(p)) for p in model.parameters() if p.ndim <= 1], 0.0),
         ]
-        # What a step reads and writes stays where it is.
+        # A step reads and writes these tensors in place.
         self._batch = torch.zeros(batch_size, dtype=torch.int64, device=train.device)
         self._lr = torch.zeros((), device=train.device)
-        self._totals = torch.zeros(2, device=train.device)  # of the losses and of the gradients' norms
+        self._totals = torch.zeros(2, device=train.device)  # sums of the losses and of the gradients' norms
         self._run: Callable[[], None] = self._train_on_batch
 
     def __call__(self, batch: torch.Tensor, lr: float) -> None:
-        """Train on the images whose numbers are in `batch`, int64 [batch_size]."""
+        """Train on the images whose indices are in `batch`, int64 [batch_size]."""
         self._batch.copy_(batch)
         self._lr.fill_(lr)
         self._run()
@@ -236,7 +237,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def _update(self) -> None:
-        """AdamW by its function. Its class imports torch's compiler, which takes seconds at each start."""
+        """Apply AdamW's function. Its class imports torch's compiler, which takes seconds at each start."""
         for group, weight_decay in self._groups:
             used = [(p, p.grad, moments) for p, moments in group if p.grad is not None]
             adamw(
@@ -258,14 +259,14 @@ class TrainingStep:
             )
 
     def capture(self) -> None:
-        """Record the step as a CUDA graph, which each call then replays; weights and optimizer stay as they are."""
+        """Record the step as a CUDA graph, which each later call replays. Weights and optimizer do not change."""
         self._model.train()
         weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         optimizer = {
             number: {name: tensor.clone() for name, tensor in moments.items()}
             for number, moments in self.optimizer_state().items()
         }
-        # Libraries make what they need in their first steps, which must not be recorded.
+        # Libraries initialise themselves in the first steps, so these must not be recorded.
         with torch.cuda.device(self._train.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -277,23 +278,23 @@ class TrainingStep:
             with torch.cuda.graph(graph):
                 self._train_on_batch()
         self._run = graph.replay
-        # In place, for the graph knows the tensors by their addresses.
+        # Restored in place, because the graph refers to the tensors by address.
         self._model.load_state_dict(weights)
         self.load_optimizer_state(optimizer)
         self._totals.zero_()
 
     def take_totals(self) -> list[float]:
-        """The sums of the losses and of the gradients' L2 norms since the last call."""
+        """Return the sums of the losses and of the gradients' L2 norms since the last call, and reset them."""
         totals = self._totals.tolist()
         self._totals.zero_()
         return totals
 
     def optimizer_state(self) -> dict[int, dict[str, torch.Tensor]]:
-        """What Adam keeps for each parameter, by its number: the tensors themselves, which the next step changes."""
+        """Return Adam's tensors for each parameter, by its number. They are not copies; the next step changes them."""
         return {number: vars(moments) for number, moments in enumerate(self._moments())}
 
     def load_optimizer_state(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
-        """Copy what `optimizer_state` returned."""
+        """Copy in the tensors that `optimizer_state` returned."""
         for number, moments in enumerate(self._moments()):
             for name, tensor in vars(moments).items():
                 tensor.copy_(state[number][name])
@@ -304,27 +305,27 @@ class TrainingStep:
 
 @torch.no_grad()
 def reconstruction_mse(model: nn.Module, images: torch.Tensor, batch_size: int = 1024) -> float:
-    """Mean over images and pixels of (reconstruction − image)², in evaluation mode; images [n, 784]."""
+    """Return the mean over images [n, 784] and pixels of (reconstruction − image)², in evaluation mode."""
     model.eval()
     total = sum(F.mse_loss(model(batch), batch, reduction="sum").item() for batch in images.split(batch_size))
     return total / images.numel()
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """An independent 63-bit seed for each (seed, epoch)."""
+    """Return an independent 63-bit seed for each (seed, epoch)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
 
 
 def l2_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of all elements together, a scalar on the tensors' device."""
+    """Return the L2 norm of all elements together, a scalar on the tensors' device."""
     return torch.nn.utils.get_total_norm(tensors)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `train.device` names; `auto` is the first CUDA GPU, else Apple's, else the CPU.
+    """Return the device that `train.device` names; `auto` is the first CUDA GPU, else Apple's, else the CPU.
 
     Raises:
-        PipelineError: it does not exist on this machine.
+        PipelineError: this machine does not have the device.
     """
     n_gpus = torch.cuda.device_count()
     has_mps = torch.backends.mps.is_available()
@@ -339,14 +340,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of the training's matrix products; `auto` is bfloat16 where the device has instructions for it."""
+    """Return the type of the training's matrix products; `auto` is bfloat16 if the device has instructions for it."""
     if name == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return PRECISIONS[name]
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast there. A processor without instructions for it takes hundreds of times as long."""
+    """Return whether the device has bfloat16 instructions. A processor without them takes hundreds of times as long."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -354,12 +355,12 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def make_deterministic(threads: int | None) -> None:
-    """Make equal inputs give equal bits on this machine. `threads` of the CPU decide bits too (None: all)."""
-    # As torch.use_deterministic_algorithms(True), which imports torch's compiler first: seconds at each start.
+    """Make equal inputs give equal bits on this machine. The number of CPU threads affects bits too (None: all)."""
+    # Same as torch.use_deterministic_algorithms(True), which imports torch's compiler and takes seconds at each start.
     torch.set_deterministic_debug_mode("error")
-    # cuBLAS is deterministic only with a workspace of fixed size, set before CUDA starts.
+    # cuBLAS is deterministic only if its workspace has a fixed size, set before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Filling fresh memory only serves code that reads what it never wrote, and costs time.
+    # Filling new memory costs time and only helps code that reads memory before writing to it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if threads is not None:
         torch.set_num_threads(threads)

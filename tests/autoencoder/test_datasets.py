@@ -1,4 +1,4 @@
-"""Getting MNIST from mirrors of every kind, and the digits that need none."""
+"""Load MNIST from good and bad mirrors, and the digits that need no mirror."""
 
 import gzip
 import hashlib
@@ -12,13 +12,13 @@ from pipeline.autoencoder import datasets
 from pipeline.core.errors import PipelineError
 from tests.mirror import Mirror
 
-# Small stand-ins in MNIST's format: the real ones' checksums are replaced by theirs.
+# Small stand-ins in MNIST's format. Their checksums replace the real ones.
 N_IMAGES = {"train": 20, "t10k": 10}
 
 
 @pytest.fixture
 def files(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The unpacked files, which `mirror` serves packed, as the genuine ones."""
+    """Make `mirror` serve small files, packed, as the genuine ones; return their unpacked contents by name."""
     generator = np.random.default_rng(0)
     unpacked = {}
     for name in datasets.MNIST_SHA256:
@@ -32,13 +32,13 @@ def files(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 def closed_port() -> str:
-    """An address where nothing listens."""
+    """Return an address where nothing listens."""
     with Mirror() as gone:
         return gone.url
 
 
 def test_the_four_files_become_images_and_labels(files: dict[str, bytes], tmp_path: Path) -> None:
-    """The pixels and labels are those of the files, headers left out."""
+    """Pixels and labels equal the files' contents without the headers."""
     train, test = datasets.mnist(tmp_path)
     assert train.images.shape == (20, 28, 28)
     assert test.labels.shape == (10,)
@@ -46,8 +46,8 @@ def test_the_four_files_become_images_and_labels(files: dict[str, bytes], tmp_pa
     assert test.labels.tobytes() == files["t10k-labels-idx1-ubyte"][8:]
 
 
-def test_what_is_there_is_not_downloaded_again(files: dict[str, bytes], mirror: Mirror, tmp_path: Path) -> None:
-    """A second time asks the mirror for nothing, and leaves only the four files."""
+def test_cached_files_are_not_downloaded_again(files: dict[str, bytes], mirror: Mirror, tmp_path: Path) -> None:
+    """A second call sends no request to the mirror, and the folder holds only the four files."""
     datasets.mnist(tmp_path)
     assert set(mirror.requests) == set(mirror.files)
     assert datasets.is_cached(tmp_path)
@@ -58,10 +58,10 @@ def test_what_is_there_is_not_downloaded_again(files: dict[str, bytes], mirror: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit flipped"])
-def test_a_damaged_raw_file_is_fetched_again(
+def test_a_damaged_raw_file_is_downloaded_again(
     files: dict[str, bytes], mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    """Only the file that is damaged is fetched again, and a warning names it."""
+    """Only the damaged file is downloaded again, and a warning names it."""
     datasets.mnist(tmp_path)
     mirror.requests.clear()
     path = tmp_path / "t10k-images-idx3-ubyte"
@@ -79,7 +79,7 @@ def test_a_damaged_raw_file_is_fetched_again(
 
 
 def test_a_mirror_that_serves_other_content_is_refused(files: dict[str, bytes], mirror: Mirror, tmp_path: Path) -> None:
-    """Content that is not MNIST's is an error that names the file, and nothing is put in place."""
+    """Content that is not MNIST's raises an error that names the file, and the folder stays empty."""
     mirror.files["train-images-idx3-ubyte.gz"] = gzip.compress(files["train-images-idx3-ubyte"][:-1] + b"\xff")
     with pytest.raises(PipelineError, match="no mirror has a genuine train-images-idx3-ubyte") as error:
         datasets.mnist(tmp_path)
@@ -91,12 +91,12 @@ def test_a_mirror_that_serves_other_content_is_refused(files: dict[str, bytes], 
     ("fault", "expected"),
     [
         ("404", "HTTP Error 404"),
-        ("html", "what came is no complete gzip archive"),
-        ("cut", "what came is no complete gzip archive"),
+        ("html", "the response is not a complete gzip archive"),
+        ("cut", "the response is not a complete gzip archive"),
         ("silent", "timed out"),
     ],
 )
-def test_a_mirror_that_fails(
+def test_a_failing_mirror_ends_soon_in_an_error(
     files: dict[str, bytes],
     mirror: Mirror,
     tmp_path: Path,
@@ -104,7 +104,7 @@ def test_a_mirror_that_fails(
     fault: str,
     expected: str,
 ) -> None:
-    """404, a sign-in page, half a file or silence end soon in an error that names the address."""
+    """A 404, a sign-in page, half a file or silence soon raises an error that names the address."""
     if fault == "silent":
         monkeypatch.setattr(datasets, "STALL_SECONDS", 0.3)
     mirror.fault = fault
@@ -119,7 +119,7 @@ def test_a_mirror_that_fails(
 def test_the_next_mirror_is_tried(
     files: dict[str, bytes], mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MNIST_MIRROR may name several; one that fails is passed over."""
+    """MNIST_MIRROR may name several mirrors, and those that fail are skipped."""
     with Mirror() as bad:
         bad.fault = "html"
         monkeypatch.setenv("MNIST_MIRROR", f"{closed_port()}, {bad.url} {mirror.url}")
@@ -128,7 +128,7 @@ def test_the_next_mirror_is_tried(
 
 
 def test_no_mirror_can_be_reached(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names both remedies: another mirror, and the digits."""
+    """If no mirror is reachable, the error suggests another mirror or the digits."""
     monkeypatch.setenv("MNIST_MIRROR", closed_port())
     assert datasets.reachable_mirror() is None
     with pytest.raises(PipelineError, match="set MNIST_MIRROR to a reachable mirror") as error:
@@ -136,8 +136,8 @@ def test_no_mirror_can_be_reached(files: dict[str, bytes], tmp_path: Path, monke
     assert "dvc exp run -S data.dataset=digits" in str(error.value)
 
 
-def test_a_mirror_that_answers_at_all_is_reachable(files: dict[str, bytes], mirror: Mirror) -> None:
-    """Reachable means answering, even with an error: only an unreachable mirror changes the data set."""
+def test_a_mirror_that_answers_with_an_error_is_reachable(files: dict[str, bytes], mirror: Mirror) -> None:
+    """A mirror that answers is reachable, even with an error; only an unreachable mirror changes the data set."""
     assert datasets.reachable_mirror() == mirror.url
     mirror.fault = "404"
     assert datasets.reachable_mirror() == mirror.url
@@ -145,27 +145,27 @@ def test_a_mirror_that_answers_at_all_is_reachable(files: dict[str, bytes], mirr
 
 @pytest.mark.parametrize("value", ["file:///tmp/mnist", "example.org/mnist", "http://"])
 def test_mnist_mirror_must_be_an_address(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Anything but http(s) addresses is refused before it is tried."""
+    """A value that is not an http(s) address is rejected before any request."""
     monkeypatch.setenv("MNIST_MIRROR", value)
     with pytest.raises(PipelineError, match="MNIST_MIRROR must be one or more http"):
         datasets.mirrors()
 
 
-def test_without_mnist_mirror_torchvision_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default mirrors are torchvision's own list."""
+def test_the_default_mirrors_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MNIST_MIRROR the mirrors are torchvision's own list."""
     from torchvision.datasets import MNIST
 
     monkeypatch.delenv("MNIST_MIRROR", raising=False)
     assert datasets.mirrors() == MNIST.mirrors
 
 
-def test_digits_are_28_by_28_with_a_test_set_of_their_own() -> None:
-    """1,500 and 297 images, full range of ink, upright, all ten digits on both sides."""
+def test_digits_are_28_by_28_with_their_own_test_set() -> None:
+    """There are 1,500 and 297 images, upright, with the full range of ink and all ten digits in both sets."""
     labelled, test = datasets.digits()
     assert (len(labelled), len(test)) == (1500, 297)
     assert labelled.images.shape[1:] == (28, 28)
     assert labelled.images.max() == 255
     assert set(labelled.labels) == set(test.labels) == set(range(10))
-    # The bytes on every machine: they decide everything downstream.
+    # These bytes are the same on every machine, and everything downstream depends on them.
     digest = hashlib.sha256(labelled.images.tobytes() + test.images.tobytes()).hexdigest()
     assert digest.startswith("415912b3b682b269")

@@ -1,4 +1,4 @@
-"""The record of the environment that made the results."""
+"""The record of the environment that produced the results."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ OUTS = {"models/autoencoder.safetensors": "0" * 32}
 
 
 def test_the_fingerprint_names_hardware_versions_and_threads() -> None:
-    """What decides a training's last bits beside code, data and parameters."""
+    """The fingerprint holds what decides a training's last bits besides code, data and parameters."""
     found = environment.fingerprint("cpu")
     assert found["python"] == platform.python_version()
     assert torch.__version__.startswith(found["torch"].partition("+")[0])
@@ -40,7 +40,7 @@ def test_the_fingerprint_names_hardware_versions_and_threads() -> None:
 def test_a_variable_that_changes_the_kernels_is_recorded(
     device: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two environments that differ in it have different fingerprints."""
+    """Two environments with different values of the variable have different fingerprints."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.delenv(name, raising=False)
     assert name not in environment.fingerprint(device)
@@ -48,14 +48,14 @@ def test_a_variable_that_changes_the_kernels_is_recorded(
     assert environment.fingerprint(device)[name] == "chosen"
 
 
-def test_the_cpus_results_do_not_depend_on_settings_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training sets CUBLAS_WORKSPACE_CONFIG on every machine: a CPU's record leaves it out."""
+def test_a_cpu_fingerprint_leaves_out_cuda_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sets CUBLAS_WORKSPACE_CONFIG on every machine, but the fingerprint of a CPU leaves it out."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     assert "CUBLAS_WORKSPACE_CONFIG" not in environment.fingerprint("cpu")
 
 
-def test_it_tells_neither_time_nor_host_nor_path(tmp_dir: Path) -> None:
-    """The file is in git: nothing in it is of one machine alone."""
+def test_the_record_holds_no_time_host_or_path(tmp_dir: Path) -> None:
+    """The file is in git, so nothing in it is specific to one machine."""
     record(OUTS, environment.fingerprint("cpu"))
     text = RECORD_PATH.read_text()
     assert platform.node() not in text
@@ -64,8 +64,8 @@ def test_it_tells_neither_time_nor_host_nor_path(tmp_dir: Path) -> None:
     assert set(json.loads(text)) == {"outs", "environment"}
 
 
-def test_reproducing_the_same_bytes_changes_no_record(tmp_dir: Path) -> None:
-    """Whoever made them first stays named; other bytes are another record."""
+def test_reproducing_the_same_bytes_keeps_the_record(tmp_dir: Path) -> None:
+    """The environment that first produced the bytes stays recorded; other bytes replace the record."""
     record(OUTS, environment.fingerprint("cpu"))
     path = RECORD_PATH
     first = path.read_text().replace(platform.python_version(), "3.99.0")
@@ -77,8 +77,8 @@ def test_reproducing_the_same_bytes_changes_no_record(tmp_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "no JSON {", "{}", "[]"])
-def test_a_record_that_is_missing_or_damaged_is_made_anew(tmp_dir: Path, content: str | None) -> None:
-    """Nobody has to repair a file that a merge left in conflict."""
+def test_a_missing_or_damaged_record_is_written_again(tmp_dir: Path, content: str | None) -> None:
+    """A file with merge conflicts needs no manual repair."""
     if content is not None:
         RECORD_PATH.parent.mkdir()
         RECORD_PATH.write_text(content)

@@ -1,4 +1,4 @@
-"""The figures: what is drawn, how it is labelled, and that its bytes are always the same."""
+"""The figures show the right images and labels, and their bytes are always the same."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def codes(k: int) -> np.ndarray:
 
 
 def decode(points: np.ndarray) -> np.ndarray:
-    """A stand-in decoder whose images differ from code to code."""
+    """Decode with a stand-in whose images differ from code to code."""
     return (np.abs(points.sum(axis=1, keepdims=True)) * np.linspace(0, 1, 784)) % 1
 
 
@@ -40,7 +40,7 @@ def draw(name: str, k: int = 2) -> Figure:
 
 
 def tiles(figure: Figure) -> np.ndarray:
-    """What each axes shows, as one array of images."""
+    """Return the images that the axes show, as one array."""
     return np.array([ax.get_images()[0].get_array() for ax in figure.axes])
 
 
@@ -48,7 +48,7 @@ def tiles(figure: Figure) -> np.ndarray:
     ("name", "rows", "columns"), [("reconstructions", 3, 10), ("worst", 2, 10), ("midpoints", 4, 6)]
 )
 def test_a_grid_has_its_tiles(name: str, rows: int, columns: int) -> None:
-    """One tile for each image, all different from blank, and a name for every row."""
+    """A grid has one non-blank tile for each image, a name for every row, and the context in its title."""
     figure = draw(name)
     shown = tiles(figure)
     assert shown.shape == (rows * columns, 28, 28)
@@ -58,7 +58,7 @@ def test_a_grid_has_its_tiles(name: str, rows: int, columns: int) -> None:
 
 
 def test_reconstructions_show_one_image_of_each_digit() -> None:
-    """The captions are the ten digits, and the MSE of what stands above."""
+    """The captions are the ten digits and the MSE of each reconstruction."""
     figure = draw("reconstructions")
     axes, shown = figure.axes, tiles(figure)
     assert [ax.get_xlabel() for ax in axes[:10]] == [f"digit {digit}" for digit in range(10)]
@@ -71,21 +71,21 @@ def test_reconstructions_show_one_image_of_each_digit() -> None:
 
 
 def test_worst_shows_the_largest_errors_first() -> None:
-    """The ten captions are the ten largest errors of all, in order."""
+    """The ten captions are the ten largest errors, in order."""
     errors = [float(ax.get_xlabel()) for ax in draw("worst").axes[10:]]
     mse = np.sort(((TEST.pixels() * 0.5) ** 2).mean(axis=1))[::-1][:10]
     assert errors == [round(float(value), 3) for value in mse]
 
 
 def test_midpoints_lie_half_way() -> None:
-    """The second row is the mean of the first and the last, pixel by pixel."""
+    """The second row is the pixel-wise mean of the first and the last row."""
     first, pixel_mean, _, last = np.split(tiles(draw("midpoints")), 4)
     np.testing.assert_allclose(pixel_mean, (first + last) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_the_scatter_names_ten_digits_and_both_axes(k: int) -> None:
-    """For every k: all points, ten legend entries, labelled axes."""
+    """For every k the scatter has all points, ten legend entries and labelled axes."""
     ax = draw("latent", k).axes[0]
     assert sum(np.shape(points.get_offsets())[0] for points in ax.collections) == len(TEST)
     legend = ax.get_legend()
@@ -98,7 +98,7 @@ def test_the_scatter_names_ten_digits_and_both_axes(k: int) -> None:
 
 @pytest.mark.parametrize(("k", "rows"), [(1, 1), (2, 5), (5, 5)])
 def test_the_manifold_is_a_grid_of_images_in_latent_coordinates(k: int, rows: int) -> None:
-    """size × size tiles (one row for k=1), over the region of the codes, on labelled axes."""
+    """The manifold has size × size tiles (one row for k=1), over the region of the codes, on labelled axes."""
     ax = draw("manifold", k).axes[0]
     image = ax.get_images()[0]
     picture = image.get_array()
@@ -109,7 +109,7 @@ def test_the_manifold_is_a_grid_of_images_in_latent_coordinates(k: int, rows: in
 
 
 def test_the_manifold_covers_the_middle_98_per_cent_of_each_axis() -> None:
-    """An outlier on either axis does not widen the region, and the title names its share."""
+    """An outlier on either axis does not widen the region, and the title names the share of codes."""
     points = np.random.default_rng(1).normal(size=(1000, 2))
     points[0] = [50, -50]
     figure = figures.decoded_manifold(CONTEXT, points, decode, 5)
@@ -119,7 +119,7 @@ def test_the_manifold_covers_the_middle_98_per_cent_of_each_axis() -> None:
 
 
 def test_the_manifold_is_the_right_way_up() -> None:
-    """A tile is the image decoded at its own coordinates: the second grows upwards, the first rightwards."""
+    """Each tile is decoded at its own coordinates: the first grows to the right, the second upwards."""
     corners = np.array([[x, y] for x in np.linspace(0, 1, 50) for y in np.linspace(0, 1, 50)])
     figure = figures.decoded_manifold(CONTEXT, corners, lambda z: np.repeat(z[:, :1] * 0.8 + z[:, 1:] * 0.2, 784, 1), 4)
     picture = figure.axes[0].get_images()[0].get_array()
@@ -129,7 +129,7 @@ def test_the_manifold_is_the_right_way_up() -> None:
 
 
 def test_cells_without_codes_are_faded() -> None:
-    """Where no test code lies the image has a fifth of its ink."""
+    """In a cell without test codes the image has a fifth of its ink."""
     diagonal = np.repeat(np.linspace(0, 1, 200)[:, None], 2, axis=1)
     figure = figures.decoded_manifold(CONTEXT, diagonal, lambda z: np.ones((len(z), 784)), 4)
     picture = figure.axes[0].get_images()[0].get_array()
@@ -140,7 +140,7 @@ def test_cells_without_codes_are_faded() -> None:
 
 @pytest.mark.parametrize("name", ["reconstructions", "worst", "latent", "midpoints", "manifold"])
 def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> None:
-    """Neither a date nor a software version gets into the file, and the picture is not blank."""
+    """The file holds no date and no software version, and the picture is not blank."""
     global GENERATOR
     for file in ("a.png", "b.png"):
         GENERATOR = np.random.default_rng(0)
@@ -150,15 +150,15 @@ def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> N
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
 
 
-def test_a_clouds_name_stands_where_it_is_densest() -> None:
-    """Of two clusters of one digit the larger is named, not the empty middle between them."""
+def test_a_label_is_placed_where_its_points_are_densest() -> None:
+    """If a digit has two clusters, its label is at the larger one and not in the empty middle."""
     few, many = GENERATOR.normal([0, 0], 0.1, (30, 2)), GENERATOR.normal([5, 5], 0.1, (90, 2))
     places = figures.label_places(np.vstack([few, many]), np.full(120, 7))
     np.testing.assert_allclose(places[7], [5, 5], atol=0.5)
 
 
-def test_no_name_stands_at_a_lone_outlier() -> None:
-    """Not even where another digit's name has taken the cloud's middle."""
+def test_no_label_is_placed_at_an_outlier() -> None:
+    """A label avoids outliers even if another digit's label occupies the middle of the cloud."""
     cloud = np.vstack([GENERATOR.normal(size=(300, 2)), [[600, 600]]])
     places = figures.label_places(np.vstack([cloud, cloud]), np.repeat([3, 8], 301))
     assert all(np.abs(place).max() < 3 for place in places.values())
@@ -174,16 +174,16 @@ def test_the_manifolds_title_fits(k: int) -> None:
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
-def test_names_of_clouds_do_not_overlap() -> None:
-    """Ten digits on one spot have their names beside each other."""
+def test_labels_do_not_overlap() -> None:
+    """Ten digits in the same place have their labels next to each other."""
     one_spot = np.tile(GENERATOR.normal(size=(200, 2)), (10, 1))
     places = list(figures.label_places(one_spot, np.repeat(np.arange(10), 200)).values())
     for index, place in enumerate(places):
         assert all((np.abs(place - other) > 0.1).any() for other in places[:index])
 
 
-def test_the_codes_of_a_line_project_onto_themselves() -> None:
-    """Up to two dimensions codes are drawn as they are; above, the main plane leads back to codes."""
+def test_lift_reverses_project() -> None:
+    """Projecting and lifting returns the same codes if k ≤ 2 or if the codes lie in a plane."""
     for k in (1, 2):
         points = codes(k)
         plane = figures.LatentPlane(points)

@@ -1,4 +1,4 @@
-"""The network's shape, and its file."""
+"""The network's shape and its file."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def linear_layers(half: nn.Sequential) -> list[tuple[int, int]]:
 
 
 def test_the_decoder_mirrors_the_encoder() -> None:
-    """n_layers linear layers each, the decoder's widths the encoder's backwards."""
+    """Both halves have n_layers linear layers, and the decoder's widths are the encoder's in reverse."""
     model = AutoEncoder(Architecture.from_params(small_params(model__n_layers=10).model))
     encoder, decoder = linear_layers(model.encoder), linear_layers(model.decoder)
     assert len(encoder) == 10
@@ -36,7 +36,7 @@ def test_widths_shrink_linearly() -> None:
 
 
 def test_hidden_sizes_replace_the_line() -> None:
-    """model.hidden_sizes gives the encoder's widths as they are."""
+    """model.hidden_sizes sets the encoder's widths directly."""
     params = small_params(model__n_layers=None, model__hidden_sizes=[100, 30])
     model = AutoEncoder(Architecture.from_params(params.model))
     assert linear_layers(model.encoder) == [(784, 100), (100, 30), (30, 2)]
@@ -44,7 +44,7 @@ def test_hidden_sizes_replace_the_line() -> None:
 
 @pytest.mark.parametrize(("regularizer", "layer"), [("batch_norm", nn.BatchNorm1d), ("dropout", nn.Dropout)])
 def test_the_regularizer_reaches_every_block(regularizer: str, layer: type[nn.Module]) -> None:
-    """Its layer ends every block of both halves, and has the chosen probability."""
+    """The regularizer's layer ends every block of both halves, and dropout has the chosen probability."""
     params = small_params(model__regularizer=regularizer, model__dropout_p=0.37, model__n_layers=3)
     model = AutoEncoder(Architecture.from_params(params.model))
     for half in (model.encoder, model.decoder):
@@ -54,7 +54,7 @@ def test_the_regularizer_reaches_every_block(regularizer: str, layer: type[nn.Mo
 
 @pytest.mark.parametrize("bottleneck_size", [1, 784])
 def test_the_smallest_and_the_largest_bottleneck(bottleneck_size: int) -> None:
-    """Codes have the bottleneck's size, reconstructions the image's."""
+    """Codes have the bottleneck's size, and reconstructions have the image's size."""
     model = AutoEncoder(Architecture.from_params(small_params(model__bottleneck_size=bottleneck_size).model)).eval()
     codes = model.encode(torch.rand(3, 784))
     assert codes.shape == (3, bottleneck_size)
@@ -62,7 +62,7 @@ def test_the_smallest_and_the_largest_bottleneck(bottleneck_size: int) -> None:
 
 
 def test_reconstructions_are_pixels() -> None:
-    """In evaluation outputs are clipped to 0…1; in training they are not, or clipped pixels would learn nothing."""
+    """Outputs are clipped to 0…1 in evaluation, but not in training, where clipped pixels would learn nothing."""
     torch.manual_seed(0)
     model = AutoEncoder(Architecture.from_params(small_params().model))
     pixels = torch.rand(64, 784)
@@ -74,7 +74,7 @@ def test_reconstructions_are_pixels() -> None:
 
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    """File and network give the same reconstructions; the file's bytes are the same every time."""
+    """A loaded model gives the same reconstructions, and saving twice gives the same bytes."""
     params = small_params(model__regularizer="dropout").model
     model = AutoEncoder(Architecture.from_params(params)).eval()
     save_model(model, tmp_path / "model.safetensors")
@@ -88,14 +88,14 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_missing_model(tmp_path: Path) -> None:
-    """The error names the command that makes it."""
+    """The error for a missing model names the command that makes it."""
     with pytest.raises(PipelineError, match="is missing; `dvc repro train`"):
         load_model(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "other weights"])
 def test_a_damaged_model(tmp_path: Path, damage: str) -> None:
-    """A file that is cut off, lacks its architecture or does not fit it is an error."""
+    """A file that is cut off, lacks its architecture or does not match it raises an error."""
     path = tmp_path / "model.safetensors"
     model = AutoEncoder(Architecture.from_params(small_params().model))
     save_model(model, path)

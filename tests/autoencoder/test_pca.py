@@ -1,4 +1,4 @@
-"""PCA, the baseline."""
+"""Test PCA, the baseline."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.helpers import random_split
 
 
 def test_reconstructions_are_clipped_projections() -> None:
-    """The projection on the first components, clipped to 0…1 like the autoencoder's output; and its MSE."""
+    """A reconstruction is the projection onto the first components, clipped to 0…1, and `mse` is its error."""
     train, test = datasets.digits()[0].pixels()[:200], datasets.digits()[1].pixels()[:40]
     pca = fit_pca(train)
     for n in (1, 7, 100):
@@ -25,13 +25,13 @@ def test_reconstructions_are_clipped_projections() -> None:
 
 
 def test_no_component_is_the_mean_image() -> None:
-    """With 0 components every image becomes the mean of the training images."""
+    """With 0 components every reconstruction is the mean of the training images."""
     train = random_split(30).pixels()
     np.testing.assert_allclose(fit_pca(train).reconstruct(train, 0), np.tile(train.mean(axis=0), (30, 1)), atol=1e-6)
 
 
 def test_components_are_saved_and_loaded(tmp_path: Path) -> None:
-    """The file holds what was fitted."""
+    """Saving and loading returns the fitted mean and components."""
     pca = fit_pca(random_split(30).pixels())
     save_pca(pca, tmp_path / "new/pca.safetensors")
     loaded = load_pca(tmp_path / "new/pca.safetensors")
@@ -40,7 +40,7 @@ def test_components_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_damaged_file(tmp_path: Path) -> None:
-    """Both are errors that say which command makes the file; another shape or type is damage too."""
+    """Both raise an error that names the command to run; a wrong shape or type counts as damage."""
     path = tmp_path / "pca.safetensors"
     with pytest.raises(PipelineError, match="is missing; `dvc repro baselines`"):
         load_pca(path)

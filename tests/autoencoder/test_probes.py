@@ -1,4 +1,4 @@
-"""What a code is worth, on codes whose worth is known."""
+"""The classifiers and metrics of codes, on codes whose values are known."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from pipeline.autoencoder.probes import accuracies
 
 
 def clusters(n: int, n_dimensions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ten groups of points [n, n_dimensions], each around a corner of its own, and their labels."""
+    """Return ten groups of points [n, n_dimensions], each around its own corner, and their labels."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 10
     corners = 10 * np.eye(10, n_dimensions)
     return (corners[labels] + generator.normal(size=(n, n_dimensions))).astype(np.float32), labels
 
 
-def test_separate_clusters_are_told_apart_and_noise_is_not() -> None:
-    """All right for ten clusters far apart; about a tenth right for labels that have nothing to do with the codes."""
+def test_clusters_are_classified_and_noise_is_not() -> None:
+    """Accuracy is 1 for ten distant clusters, and about 0.1 for labels unrelated to the codes."""
     codes, labels = clusters(500, 10, seed=0)
     test_codes, test_labels = clusters(200, 10, seed=1)
     assert accuracies(codes, labels, test_codes, test_labels) == {"logistic_regression": 1.0, "nearest_neighbours": 1.0}
@@ -26,8 +26,8 @@ def test_separate_clusters_are_told_apart_and_noise_is_not() -> None:
     assert all(0.02 < accuracy < 0.2 for accuracy in noise.values())
 
 
-def test_a_ring_is_for_neighbours_not_for_a_line() -> None:
-    """A digit inside another one's ring is no linear matter."""
+def test_only_neighbours_separate_concentric_rings() -> None:
+    """A digit inside the ring of another digit is not linearly separable."""
     generator = np.random.default_rng(0)
     labels = np.arange(1000) % 2
     angle = generator.uniform(0, 2 * np.pi, 1000)
@@ -38,7 +38,7 @@ def test_a_ring_is_for_neighbours_not_for_a_line() -> None:
 
 
 def test_the_majority_of_five_neighbours_counts() -> None:
-    """Three of five outvote the two nearest."""
+    """Three of the five neighbours outvote the two nearest."""
     train_codes = np.array([[1], [-2], [3], [-4], [5], [50]], np.float32)
     labels = np.array([0, 0, 1, 1, 1, 0])
     found = accuracies(train_codes, labels, np.zeros((1, 1), np.float32), np.array([1]))
@@ -46,7 +46,7 @@ def test_the_majority_of_five_neighbours_counts() -> None:
 
 
 def test_logistic_regression_does_not_depend_on_units() -> None:
-    """Codes a million times smaller are read as well, and so are codes far from zero."""
+    """Codes that are a million times smaller or far from zero are classified equally well."""
     codes, labels = clusters(500, 10, seed=0)
     test_codes, test_labels = clusters(200, 10, seed=1)
     for scale, shift in ((1e-6, 0), (1, 1000)):
@@ -54,8 +54,8 @@ def test_logistic_regression_does_not_depend_on_units() -> None:
         assert found["logistic_regression"] == 1
 
 
-def test_the_number_of_threads_decides_nothing() -> None:
-    """On codes that say nothing of the digit, where the last bits of the products decide what is guessed."""
+def test_the_number_of_threads_does_not_change_accuracies() -> None:
+    """Threads change no accuracy, even for codes unrelated to the digit, where a product's last bits decide."""
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(200, 200)) / np.arange(1, 201)[:, None] ** 2
     codes, test_codes = ((generator.normal(size=(n, 200)) @ mixing).astype(np.float32) for n in (2000, 10_000))
@@ -72,7 +72,7 @@ def test_the_number_of_threads_decides_nothing() -> None:
     [([1, 1, 1, 1], 4), ([1, 1, 0, 0], 2), ([1, 1e-9, 1e-9, 1e-9], 1), ([3, 1, 0, 0], 0.75**-0.75 * 0.25**-0.25)],
 )
 def test_effective_rank_by_hand(scales: list[float], rank: float) -> None:
-    """The number of equally strong directions, or exp of the strengths' entropy, wherever the codes lie."""
+    """The rank is exp of the entropy of the directions' strengths, regardless of the codes' position and rotation."""
     columns = np.column_stack([np.ones(100), np.random.default_rng(0).normal(size=(100, 4))])
     basis = np.linalg.qr(columns)[0][:, 1:]  # orthonormal, each of mean 0
     codes = basis * np.array(scales)
@@ -82,14 +82,15 @@ def test_effective_rank_by_hand(scales: list[float], rank: float) -> None:
 
 
 def test_codes_that_never_change_have_rank_zero() -> None:
-    """Rather than a division by zero."""
+    """Constant codes give 0, not a division by zero."""
     assert effective_rank(np.ones((5, 3), np.float32)) == 0
 
 
 def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
-    """However much it varies; one of small variance that the image hangs on is alive, and how much so is known.
+    """A dimension that the decoder ignores is dead, however much it varies.
 
-    Growth of 0.3 % is alive, of 0.03 % is dead.
+    A dimension of small variance on which the image depends is alive, and its importance is known. A dimension with a
+    growth of 0.3 % is alive, and one with 0.03 % is dead.
     """
     generator = np.random.default_rng(0)
     scales = np.array([1, 0.001, 100, 1, 1])
@@ -107,8 +108,8 @@ def test_a_dimension_that_the_decoder_ignores_is_dead() -> None:
     assert found[:2] == pytest.approx(variance / (noise**2).mean(), rel=0.1)
 
 
-def test_importance_is_that_of_all_images() -> None:
-    """Whatever is decoded at once: the growth equals the one computed over all images together."""
+def test_importance_does_not_depend_on_batches() -> None:
+    """The growth equals the one computed over all images together, however many are decoded at once."""
     generator = np.random.default_rng(0)
     codes = (generator.normal(size=(2500, 3)) * np.linspace(0.1, 3, 2500)[:, None]).astype(np.float32)
     weights = generator.normal(size=(3, 784)).astype(np.float32)

@@ -12,7 +12,7 @@ from tests.helpers import random_split
 
 
 def test_a_split_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    """Images and labels survive the round trip."""
+    """Loading returns the images and labels that were saved."""
     split = random_split(12)
     save_split(split, tmp_path / "folder/split.safetensors")
     loaded = load_split(tmp_path / "folder/split.safetensors")
@@ -21,7 +21,7 @@ def test_a_split_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_pixels_are_floats_in_0_to_1() -> None:
-    """The model sees float32 [n, 784], 255 as 1."""
+    """The pixels are float32 [n, 784], and 255 becomes 1."""
     split = random_split(12)
     split.images[0, 0, :2] = (0, 255)
     pixels = split.pixels()
@@ -31,7 +31,7 @@ def test_pixels_are_floats_in_0_to_1() -> None:
 
 
 def test_a_missing_split(tmp_path: Path) -> None:
-    """The error names the file and the command that makes it."""
+    """The error for a missing split names the file and the command that makes it."""
     with pytest.raises(PipelineError, match=r"train\.safetensors is missing; `dvc repro prepare`"):
         load_split(tmp_path / "train.safetensors")
 
@@ -40,7 +40,7 @@ def test_a_missing_split(tmp_path: Path) -> None:
     "damage", ["cut", "empty", "header", "other tensors", "other shape", "no image", "labels", "types"]
 )
 def test_a_damaged_split(tmp_path: Path, damage: str) -> None:
-    """A file that is cut off, empty or no split at all is an error, not a wrong result."""
+    """A file that is cut off, empty or not a split raises an error instead of giving a wrong result."""
     path = tmp_path / "train.safetensors"
     save_split(random_split(12), path)
     content = path.read_bytes()

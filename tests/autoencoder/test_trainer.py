@@ -1,4 +1,4 @@
-"""The training loop, run for real on little data."""
+"""Run the real training loop on little data."""
 
 import copy
 import math
@@ -46,14 +46,14 @@ def train(**changes: Any) -> tuple[AutoEncoder, FitResult]:
 
 
 def test_training_lowers_the_loss() -> None:
-    """On images it can learn, the training and validation MSE fall."""
+    """The training and validation MSE fall."""
     _, result = train(train__n_epochs=8)
     assert result.history[-1].train_mse < 0.7 * result.history[0].train_mse
     assert result.history[-1].valid_mse < result.history[0].valid_mse
 
 
 def test_equal_seeds_give_equal_bits() -> None:
-    """The seed decides weights and history to the bit; another seed gives others. Dropout included."""
+    """Equal seeds give bit-identical weights and history, also with dropout; another seed gives a different history."""
     _, first = train(model__regularizer="dropout")
     _, again = train(model__regularizer="dropout")
     _, other = train(model__regularizer="dropout", train__seed=1)
@@ -63,7 +63,7 @@ def test_equal_seeds_give_equal_bits() -> None:
 
 
 def test_the_seed_decides_the_shuffle() -> None:
-    """From the same initial weights, without dropout, another seed trains on the images in another order."""
+    """With equal initial weights and no dropout, another seed trains on the images in another order."""
     histories = []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ def test_the_seed_decides_the_shuffle() -> None:
 
 
 def test_an_epoch_depends_on_its_number_not_on_what_ran_before() -> None:
-    """Shuffle and dropout are seeded from (seed, epoch): drawing random numbers between changes nothing."""
+    """Shuffle and dropout are seeded from (seed, epoch), so drawing random numbers in between changes nothing."""
     params = small_params(model__regularizer="dropout")
     results = []
     for disturb in (False, True):
@@ -87,18 +87,18 @@ def test_an_epoch_depends_on_its_number_not_on_what_ran_before() -> None:
 
 
 def into(records: list[EpochRecord]) -> Calls:
-    """A callback that collects the records."""
+    """Return a callback that collects the records."""
     return Calls(on_epoch=lambda record, _seconds, _state: records.append(record))
 
 
 def copies_into(states: list[TrainingState]) -> Calls:
-    """A callback that collects the states as they are at the epoch's end."""
+    """Return a callback that collects copies of the states at the end of each epoch."""
     return Calls(on_epoch=lambda _record, _seconds, state: states.append(copy.deepcopy(state)))
 
 
 @pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
 def test_resuming_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
-    """From every state that a callback got: history, best epoch, weights and the network's last state, to the bit."""
+    """Resuming from any state gives bit-identical history, best epoch, weights and last state of the network."""
     params = small_params(train__n_epochs=12, train__lr=0.5, train__schedule="constant").train
     shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
     make_deterministic(2)
@@ -106,7 +106,7 @@ def test_resuming_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
     torch.manual_seed(0)
     model = AutoEncoder(shape)
     whole = fit(model, TRAIN, VALID, params, [copies_into(states)])
-    assert whole.best_epoch < 12  # else the best weights would always be the newest ones
+    assert whole.best_epoch < 12  # otherwise the best weights would always be the latest ones
     assert [len(state.result.history) for state in states] == list(range(1, 13))
     for state in states[::3] + states[-1:]:
         torch.manual_seed(99)  # other initial weights, which must not matter
@@ -121,18 +121,18 @@ def test_resuming_from_any_epoch_gives_the_same_bits(regularizer: str) -> None:
 
 
 def test_the_weights_are_those_of_the_best_validation_epoch() -> None:
-    """What fit returns reproduces the lowest validation MSE of the history, not the last one."""
+    """The returned weights reproduce the lowest validation MSE of the history, not the last one."""
     _, result = train(train__n_epochs=12, train__lr=0.5, train__schedule="constant")
     best = min(result.history, key=lambda record: record.valid_mse)
     assert result.best_epoch == best.epoch
-    assert best.epoch < 12  # with this rate the last epoch is not the best: the test would prove nothing
+    assert best.epoch < 12  # with the last epoch as the best one, the test would prove nothing
     model = AutoEncoder(Architecture.from_params(small_params().model))
     model.load_state_dict(result.weights)
     assert reconstruction_mse(model, VALID) == best.valid_mse
 
 
-def test_history_holds_what_it_says() -> None:
-    """One record an epoch; the norms of one full-batch step, the first of many, are those computed by hand."""
+def test_the_norms_in_the_history_are_those_computed_by_hand() -> None:
+    """After one full-batch step, the norms of gradients and parameters equal those computed by hand."""
     params = small_params(train__n_epochs=1, train__batch_size=130)
     torch.manual_seed(0)
     model = AutoEncoder(Architecture.from_params(params.model))
@@ -146,8 +146,8 @@ def test_history_holds_what_it_says() -> None:
     assert record.param_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_callers_see_every_image_and_epoch() -> None:
-    """on_batch adds up to the images of each epoch, on_epoch brings each record once."""
+def test_callbacks_see_every_image_and_epoch() -> None:
+    """on_batch counts the images of each epoch, and on_epoch receives each record once."""
     seen: list[int] = []
     records: list[EpochRecord] = []
     params = small_params(train__n_epochs=3)
@@ -158,14 +158,14 @@ def test_callers_see_every_image_and_epoch() -> None:
 
 
 def test_all_batches_are_whole() -> None:
-    """What is left over sits the epoch out; a batch larger than the data is all of it."""
+    """Leftover images skip the epoch, and a batch larger than the data holds all images."""
     assert steps_of_epoch(130, 64) == (2, 64)
     assert steps_of_epoch(128, 64) == (2, 64)
     assert steps_of_epoch(130, 1000) == (1, 130)
 
 
-def test_every_image_gets_its_turn() -> None:
-    """Each epoch trains on images drawn without repetition, another draw in each, and in the end on all of them."""
+def test_every_image_is_trained_on() -> None:
+    """Each epoch draws different images without repetition, and over all epochs every image is used."""
     drawn: list[torch.Tensor] = []
 
     class Watched(AutoEncoder):
@@ -182,7 +182,7 @@ def test_every_image_gets_its_turn() -> None:
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
-    """As torch's OneCycleLR, whose values the test computes; the history has that of each epoch's last step."""
+    """The rate follows torch's OneCycleLR, and the history holds the rate of each epoch's last step."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1.0, total_steps=1001, pct_start=0.3003, div_factor=25, cycle_momentum=False
@@ -196,7 +196,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
 
 
 def test_bfloat16_is_near_float32() -> None:
-    """Another precision, other bits, about the same result; the weights stay float32, and it repeats to the bit."""
+    """bfloat16 gives other bits but about the same result, keeps float32 weights and repeats bit-identically."""
     results = [train(train__n_epochs=6, train__precision=p)[1] for p in ("float32", "bfloat16", "bfloat16")]
     assert results[0].history != results[1].history
     assert results[1].history == results[2].history
@@ -207,7 +207,7 @@ def test_bfloat16_is_near_float32() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
 def test_a_step_can_be_captured(precision: str, regularizer: str) -> None:
-    """No step waits for a value or a shape: it runs on tensors that have none, as a CUDA graph's recording does."""
+    """A step waits for no value: it runs on tensors without values, as a recording of a CUDA graph requires."""
     shape = Architecture.from_params(small_params(model__regularizer=regularizer).model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = TrainingStep(
@@ -216,11 +216,11 @@ def test_a_step_can_be_captured(precision: str, regularizer: str) -> None:
         for _ in range(2):
             step(torch.zeros(64, dtype=torch.int64), 0.01)
         with pytest.raises(DataDependentOutputException):
-            step.take_totals()  # this does wait
+            step.take_totals()  # this one waits for values
 
 
 class Recorded:
-    """What `torch.cuda` offers for recording, where there is no GPU: replaying runs the step again."""
+    """A stand-in for a CUDA graph on machines without a GPU. Replaying it runs the step again."""
 
     def __init__(self) -> None:
         self.replays = 0
@@ -232,8 +232,8 @@ class Recorded:
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])
-def test_recording_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, steps_before: int) -> None:
-    """Warming up and recording change neither weights nor optimizer, at the start nor on going on: equal bits after."""
+def test_capturing_changes_no_bits(monkeypatch: pytest.MonkeyPatch, steps_before: int) -> None:
+    """Warm-up and recording change neither weights nor optimizer, both at the start and in mid-training."""
     recorded = Recorded()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: recorded)
     for name in ("device", "Stream", "stream", "current_stream", "graph"):
@@ -266,8 +266,8 @@ def test_recording_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, steps_before
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("regularizer", ["batch_norm", "dropout"])
-def test_on_a_gpu_the_same_bits_every_time_and_near_the_cpu(regularizer: str) -> None:
-    """The captured training repeats to the bit, resumes to the same bits, and agrees with the CPU's where both can."""
+def test_a_gpu_repeats_its_bits_and_agrees_with_the_cpu(regularizer: str) -> None:
+    """A captured training repeats and resumes bit-identically; with batch norm it agrees with the CPU's result."""
     make_deterministic(2)
     params = small_params(model__regularizer=regularizer, train__n_epochs=4)
     shape = Architecture.from_params(params.model)
@@ -292,15 +292,15 @@ def test_on_a_gpu_the_same_bits_every_time_and_near_the_cpu(regularizer: str) ->
         assert trained("cpu").history[-1].valid_mse == pytest.approx(first.history[-1].valid_mse, rel=0.02)
 
 
-def test_a_loss_that_is_not_finite() -> None:
-    """Training ends at once with the epoch and what to try."""
+def test_a_loss_that_is_not_finite_ends_training() -> None:
+    """Training ends at once with an error that names the epoch and a remedy."""
     with pytest.raises(PipelineError, match=r"the loss is not finite in epoch 1 .*try a smaller train\.lr"):
         train(train__lr=1e30)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cuda", "mps"])
-def test_a_device_that_does_not_exist(name: str) -> None:
-    """The error names the device asked for and those that are there."""
+def test_a_missing_device_is_an_error(name: str) -> None:
+    """The error names the requested device and the available ones."""
     if name != "cuda:99" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
         pytest.skip("this machine has such a device")
     with pytest.raises(PipelineError, match=rf"train\.device: {name} is not on this machine, which has cpu"):
@@ -308,18 +308,18 @@ def test_a_device_that_does_not_exist(name: str) -> None:
 
 
 def test_a_constant_rate() -> None:
-    """train.schedule=constant keeps train.lr in every epoch."""
+    """With train.schedule=constant every epoch uses train.lr."""
     _, result = train(train__n_epochs=3, train__lr=0.01, train__schedule="constant")
     assert [record.lr for record in result.history] == [0.01] * 3
 
 
-def test_weight_decay_takes_its_share_of_the_rate() -> None:
-    """Matrices without a gradient shrink by rate × decay in each step, as AdamW's decoupled decay does; biases stay."""
+def test_weight_decay_is_decoupled_and_spares_biases() -> None:
+    """A matrix with zero gradient shrinks by rate × decay in each step, as in AdamW, and biases do not shrink."""
     layer, zero = torch.nn.Linear(784, 784), torch.nn.Linear(784, 784)
     for parameter in zero.parameters():
         torch.nn.init.zeros_(parameter).requires_grad_(False)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = torch.nn.Sequential(layer, zero)  # no gradient comes through `zero`
+    model = torch.nn.Sequential(layer, zero)  # the gradient through `zero` is zero
     step = TrainingStep(model, torch.zeros(64, 784), 64, small_params(train__weight_decay=0.5).train)
     for _ in range(2):
         step(torch.arange(64), 0.1)
@@ -329,7 +329,7 @@ def test_weight_decay_takes_its_share_of_the_rate() -> None:
 
 @pytest.mark.parametrize("beta2", [0.5, 0.999])
 def test_the_optimizer_is_adam_with_that_beta(beta2: float) -> None:
-    """Three steps without decay are those of torch's Adam."""
+    """Three steps without decay equal those of torch's Adam."""
     params = small_params(train__weight_decay=0.0, train__adam_beta2=beta2).train
     model, twin = torch.nn.Linear(784, 784), torch.nn.Linear(784, 784)
     twin.load_state_dict(model.state_dict())
@@ -344,14 +344,14 @@ def test_the_optimizer_is_adam_with_that_beta(beta2: float) -> None:
 
 
 def test_training_starts_without_torchs_compiler() -> None:
-    """Importing it takes seconds at each start, and nothing uses it."""
+    """Training does not import torch's compiler, which takes seconds at each start."""
     code = "import sys; from tests.autoencoder.test_trainer import train; train()\n"
     code += "assert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_auto_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the processor's instructions; a precision that is named is taken as it is."""
+    """`auto` depends on the processor's instructions, and an explicit precision is used unchanged."""
     cpu = torch.device("cpu")
     assert {"avx512_bf16", "amx_bf16"} <= torch.cpu.get_capabilities().keys() or platform.machine() != "x86_64"
     for capabilities, expected in [
@@ -366,7 +366,7 @@ def test_auto_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyP
         assert resolve_precision("bfloat16", cpu) is torch.bfloat16
 
 
-def test_auto_takes_what_is_there() -> None:
-    """`auto` chooses a device that exists, `cpu` is always one."""
+def test_auto_chooses_an_existing_device() -> None:
+    """`auto` chooses a device that exists, and `cpu` always exists."""
     assert resolve_device("cpu") == torch.device("cpu")
     torch.zeros(1, device=resolve_device("auto"))

@@ -25,7 +25,7 @@ CONFUSION_PATH = Path("reports/figures/confusion.png")
 
 
 def main() -> None:
-    # DVC keeps this file, which dvc.yaml marks `persist`. A failure must not leave it next to new weights.
+    # dvc.yaml marks this file `persist`, so DVC does not delete it. A failure must not leave it next to new weights.
     METRICS_PATH.unlink(missing_ok=True)
     params = load_params()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""This experiment, for the machinery: core/form.py tells what each entry means."""
+"""This experiment, described in the form of core/form.py, which explains each entry."""
 
 import json
 from pathlib import Path
@@ -16,33 +16,33 @@ TITLES = {"wine": "Italian wines", "breast_cancer": "breast cancer"}
 
 
 def run_name(params: "Params") -> dict[str, str]:
-    """`hidden=16 seed=0`"""
+    """Return the parts of a run's name, as in `hidden=16 seed=0`, by parameter."""
     return {"model.hidden_size": f"hidden={params.model.hidden_size}", "train.seed": f"seed={params.train.seed}"}
 
 
 def environment(_params: "Params", device: str) -> dict[str, str]:
-    """Versions and hardware."""
+    """Return versions and hardware."""
     from pipeline.classifier.training import environment
 
     return environment(device)
 
 
 def load_model(path: str) -> "nn.Module":
-    """The classifier in a file that the training wrote."""
+    """Load the classifier in a file that the training wrote."""
     from pipeline.classifier.network import load_model
 
     return load_model(Path(path))
 
 
 def example_input() -> "np.ndarray":
-    """Two rows of the prepared table."""
+    """Return two rows of the prepared test table."""
     from pipeline.classifier.data import load_table
 
     return load_table(Path(EXPERIMENT.test_path)).features[:2]
 
 
 def summary() -> str:
-    """Of the test."""
+    """Return the test results in one line."""
     test = json.loads(Path("reports/evaluate.json").read_text())["test"]
     return (
         f"Test accuracy {test['accuracy']:.1%}, log-loss {test['log_loss']:.3f}; "

@@ -14,11 +14,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DataParams(Section):
-    """Which table, and how it is split."""
+    """The table, and how it is split."""
 
     dataset: Literal["wine", "breast_cancer"]
     test_ratio: Share
-    valid_ratio: Share  # of what is not for the test
+    valid_ratio: Share  # of the rows that are not in the test set
     split_seed: Seed
 
 
@@ -29,7 +29,7 @@ class ModelParams(Section):
 
 
 class TrainParams(Section):
-    """How the network is trained, and on what."""
+    """How and on which device the network is trained."""
 
     seed: Seed
     n_epochs: Annotated[int, Field(ge=1)]
@@ -48,5 +48,5 @@ class Params(AllSections):
 
 
 def load_params(path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})) -> Params:
-    """`params_file.load` of these sections."""
+    """Load these sections from params.yaml."""
     return params_file.load(Params, path, changes)

@@ -11,7 +11,7 @@ from pipeline.core.files import reading, write_out
 
 @dataclass(frozen=True)
 class Table:
-    """features: float32 [n, d], as measured; classes: int64 [n], from 0."""
+    """Features, float32 [n, d], as measured; and classes, int64 [n], from 0."""
 
     features: np.ndarray
     classes: np.ndarray

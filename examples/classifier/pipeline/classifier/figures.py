@@ -10,7 +10,7 @@ from pipeline.core.files import write_out
 
 
 def confusion(counts: np.ndarray, title: str) -> Figure:
-    """counts: [true class, predicted class]"""
+    """Draw the confusion matrix `counts` [true class, predicted class]."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     ax = figure.subplots()
     ax.imshow(counts, cmap="Blues")
@@ -27,7 +27,7 @@ def confusion(counts: np.ndarray, title: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG whose bytes depend on the figure alone."""
+    """Write a PNG whose bytes depend only on the figure."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
     write_out(path, content.getvalue())

@@ -12,7 +12,7 @@ from pipeline.core.files import reading, write_out
 
 
 class Classifier(nn.Module):
-    """features [n, d] as measured → logits [n, classes]"""
+    """Map features [n, d], as measured, to logits [n, classes]."""
 
     def __init__(self, n_features: int, n_classes: int, hidden_size: int):
         super().__init__()
@@ -34,7 +34,7 @@ def save_model(model: Classifier, path: Path) -> None:
 
 
 def load_model(path: Path) -> Classifier:
-    """Read a model that `save_model` wrote, in evaluation mode.
+    """Read a model that `save_model` wrote. It is in evaluation mode.
 
     Raises:
         PipelineError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The training loop: rows in, the best weights and a history out."""
+"""The training loop: it takes rows, and returns the best weights and a history."""
 
 import platform
 import time
@@ -27,7 +27,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class State:
-    """All that the epochs to come depend on, parameters and data aside."""
+    """Everything that later epochs depend on besides parameters and data."""
 
     model: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
@@ -35,12 +35,12 @@ class State:
     history: list[EpochRecord]
 
 
-# The classes that a state is made of, beside tensors and numbers.
+# The classes in a state, besides tensors and numbers.
 STATE_TYPES = (State, EpochRecord)
 
 
 class Callback(Protocol):
-    """What `fit` calls after each batch and epoch."""
+    """Methods that `fit` calls after each batch and epoch."""
 
     def on_batch(self, n_rows: int, /) -> None: ...
 
@@ -58,7 +58,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     state: State | None = None,
 ) -> State:
-    """Minimise the log-loss by Adam; the returned state has the weights of the best validation epoch."""
+    """Minimise the log-loss with Adam, and return a state with the weights of the best validation epoch."""
     optimizer = torch.optim.Adam(model.parameters(), params.lr)
     history: list[EpochRecord] = []
     best = model.state_dict()
@@ -67,7 +67,7 @@ def fit(
         optimizer.load_state_dict(state.optimizer)
         history, best = list(state.history), state.best
     for epoch in range(len(history) + 1, params.n_epochs + 1):
-        torch.manual_seed(1000 * params.seed + epoch)  # the order depends on seed and epoch alone
+        torch.manual_seed(1000 * params.seed + epoch)  # the order depends only on seed and epoch
         started, total = time.perf_counter(), 0.0
         for rows in torch.randperm(len(train[1])).split(params.batch_size):
             optimizer.zero_grad()
@@ -91,12 +91,12 @@ def fit(
 
 @torch.no_grad()
 def log_loss(model: Classifier, rows: Batch) -> float:
-    """Mean over rows, in nats."""
+    """Return the mean log-loss over rows, in nats."""
     return F.cross_entropy(model(rows[0]), rows[1]).item()
 
 
 def environment(device: str) -> dict[str, str]:
-    """What decides a training's last bits beside parameters, data and code."""
+    """Return what decides a training's last bits besides parameters, data and code."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "numpy", "scikit-learn")},
