@@ -254,7 +254,7 @@ def test_a_training_after_the_same_one_in_a_temporary_folder_trains(tmp_path: Pa
     wait_until(lambda: not journals(here))
     (first,) = rows(here)
     done = run(here, "dvc", "repro", "--force", "--single-item", "train")
-    assert "going on" not in done.stdout
+    assert "resuming after" not in done.stdout
     wait_until(lambda: not journals(here))
     second, same = rows(here)
     assert second.info.status == "FINISHED"
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_restarts_training(undisturbed: dict[str, bytes], t
     saved.write_bytes(content)
     done = run(here, "dvc", "repro", PIPELINE_TRACKING="0")
     assert "is damaged and deleted; training starts anew" in done.stderr
-    assert "going on" not in done.stdout
+    assert "resuming after" not in done.stdout
     assert differing(results(here), undisturbed) == []
 
 
