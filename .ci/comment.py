@@ -1,9 +1,9 @@
-"""Post a Markdown file as a pull request's one comment: written the first time, updated after that.
+"""Post a Markdown file as a pull request comment: create it the first time, then update it.
 
     python .ci/comment.py review.md
 
-Needs only Python. Reads what GitHub Actions sets: GITHUB_API_URL, GITHUB_REPOSITORY, and from the
-workflow PULL_REQUEST (its number) and GITHUB_TOKEN (which may write to pull requests).
+Needs only Python. Reads GITHUB_API_URL and GITHUB_REPOSITORY, which GitHub Actions sets, and PULL_REQUEST (its number)
+and GITHUB_TOKEN (with write access to pull requests), which the workflow sets.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-# Invisible in the rendered comment; it tells ours from others.
+# Identifies our comment; it is invisible when rendered.
 MARKER = "<!-- pipeline-review -->"
 # GitHub refuses longer comments.
 LONGEST = 65_000
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def find_own(thread: str) -> int | None:
-    """The id of the comment that an earlier run wrote: it begins with the marker, and a bot wrote it."""
+    """Return the id of the comment from an earlier run: it starts with the marker, and its author is a bot."""
     page = 1
     while comments := call("GET", f"{thread}?per_page=100&page={page}"):
         for comment in comments:

@@ -1,12 +1,12 @@
-"""Reproduce the pipeline and say where the results are: what `make run` calls.
+"""Reproduce the pipeline and print where the results are. `make run` calls this.
 
     python -m pipeline.run
 
-It is `dvc repro` with five additions. The experiment may ask for something else, as here where no MNIST mirror can
-be reached. After it MLflow holds a run for the results also where DVC took them from its cache
+It is `dvc repro` with five additions. The experiment may choose another command; this one does if no MNIST mirror can
+be reached. Afterwards MLflow has a run for the results, even if DVC restored them from its cache
 (`pipeline.tracking.sync`). Lock files that a killed DVC left half written do not stop it. DVC's hints on git and
-remotes are left out. It ends with what changed since the last commit and the `git add` for parameters, results and
-the pipeline's code.
+remotes are not shown. At the end it prints what changed since the last commit, and the `git add` for parameters,
+results and the pipeline's code.
 """
 
 import json
@@ -78,22 +78,22 @@ def print_changes(params: Params) -> None:
 
 
 def metric_files() -> list[str]:
-    """The JSON files that a run's stages write."""
+    """Return the JSON files that the training and the evaluation write."""
     outs = [path for stage in (EXPERIMENT.train, EXPERIMENT.evaluate) for path in dvcfiles.declared(stage)["outs"]]
     return [path for path in outs if path.endswith(".json")]
 
 
 def committed_metrics() -> dict[str, float]:
-    """The numbers in the last commit's metrics files; of one that cannot be read, none."""
+    """Return the numbers in the last commit's metrics files; files that cannot be read are skipped."""
     found: dict[str, float] = {}
     for path in metric_files():
-        with suppress(ValueError):  # committed with a merge's conflicts, say
+        with suppress(ValueError):  # for example committed with merge conflicts
             found |= numbers(json.loads(file_at("HEAD", f"./{path}") or "{}"), ".")
     return found
 
 
 def rounded(metric: float | None) -> str | None:
-    """A metric with four digits: two processors may differ in later ones."""
+    """Format a metric with four significant digits: two processors may differ in later ones."""
     return None if metric is None else f"{metric:.4g}"
 
 

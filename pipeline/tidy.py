@@ -1,15 +1,15 @@
-"""List what has had its day and what it takes on disk; with --remove, delete it.
+"""List leftovers and their size on disk; with --remove, delete them.
 
     python -m pipeline.tidy [--remove]
 
-- runs that were deleted in MLflow, with their artifacts and models, unless the model registry or another run uses one
-  (a tracking server tidies its own);
-- folders of DVC's temporary experiments, and a sweep's clones, that no process works in and nothing has changed in
-  for an hour;
-- checkpoints of trainings that nobody went on with for a week;
-- journals that a killed process had only begun, or that are damaged. Those with something to deliver are never touched.
+- runs that were deleted in MLflow, with their artifacts and models, unless the model registry or another run uses them
+  (not those on a tracking server: run `mlflow gc` there)
+- folders of DVC's temporary experiments and clones of sweeps, if no process works in them and nothing in them has
+  changed for an hour
+- checkpoints of trainings that were not resumed for a week
+- journals that a killed process had only begun, or that are corrupt; journals that wait for delivery are never touched
 
-What DVC keeps in its cache is its own to tidy: `dvc gc`.
+DVC's cache is not touched: use `dvc gc`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-# What has changed since then may be in use, whatever it looks like.
+# Anything that changed more recently may be in use.
 OLD_SECONDS = 3600
 OLD_CHECKPOINT_SECONDS = 7 * 24 * 3600
 
@@ -50,7 +50,7 @@ def main() -> None:
         elif remove:
             path.unlink()
     if is_server(tracking_uri(root)):
-        print("deleted runs on a tracking server are the server's to tidy: mlflow gc")
+        print("deleted runs on a tracking server are not listed: run `mlflow gc` there")
     else:
         client, experiment_id = open_store()
         runs = deleted_runs(client, experiment_id)
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def show(what: str, paths: list[Path]) -> int:
-    """Print a line with the size on disk, and return it in bytes."""
+    """Print a line with the size on disk, and return the size in bytes."""
     size = sum(file.stat().st_size for path in paths for file in [path, *path.rglob("*")] if file.is_file())
     print(f"{size / 1e6:9.1f} MB  {what}")
     return size
 
 
 def begun_journals(root: Path) -> list[Path]:
-    """Journals that were never completed, are damaged, or whose deletion was cut off."""
+    """Return journals that were never completed, are corrupt, or whose deletion was interrupted."""
     whole = {journal.folder for journal in journals(root)}
     return [path for path in (root / FOLDER).glob("*/") if path not in whole and is_old(path)]
 
@@ -82,13 +82,13 @@ def is_old(folder: Path) -> bool:
     """Whether nothing in a folder has changed for an hour."""
     try:
         times = [path.lstat().st_mtime for path in [folder, *folder.rglob("*")]]
-    except FileNotFoundError:  # something works in it at this moment
+    except FileNotFoundError:  # a process is working in it
         return False
     return max(times) < time.time() - OLD_SECONDS
 
 
 def temporary_experiments(root: Path) -> list[Path]:
-    """Old folders of `dvc exp run --temp` and `--queue`, and clones of `make sweep`, without a process inside."""
+    """Return old folders of `dvc exp run --temp` and `--queue`, and sweeps' clones, that no process works in."""
     folder = root / ".dvc/tmp/exps"
     used = [Path(cwd) for process in psutil.process_iter(["cwd"]) if (cwd := process.info["cwd"])]
     return [
@@ -100,7 +100,7 @@ def temporary_experiments(root: Path) -> list[Path]:
 
 
 def old_checkpoints(root: Path) -> list[Path]:
-    """All files of trainings of which none has changed for a week."""
+    """Return the checkpoint files of trainings none of whose files has changed for a week."""
     files: dict[str, list[Path]] = {}
     for path in sorted((root / CHECKPOINTS).glob("*")):
         files.setdefault(path.stem, []).append(path)
@@ -109,17 +109,17 @@ def old_checkpoints(root: Path) -> list[Path]:
 
 
 def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run, list[LoggedModel]]]":
-    """The runs that were deleted in MLflow, each with its models; without those of which something is in use.
+    """Return the runs that were deleted in MLflow, each with its models, without those that are still in use.
 
-    That is a version in the model registry, or a model that a run which is not deleted names.
+    A run is in use if the model registry has a version of it, or if a run that is not deleted uses one of its models.
     """
     from mlflow.entities import ViewType
 
     runs = client.search_runs([experiment_id], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
     used = used_models(client) if runs else set()
-    # A version may be registered by an address, without its run's id.
+    # A version may be registered by an address, without a run id.
     versions = client.search_model_versions(max_results=10_000) if runs else []
-    # A copy of a version names that version as its source; its files lie where the original's do.
+    # A copied version names the original version as its source, and shares the original's files.
     files = [client.get_model_version_download_uri(version.name, version.version) for version in versions]
     sources = [f"{version.run_id} {version.source} {place}" for version, place in zip(versions, files, strict=True)]
     found = []
@@ -132,18 +132,18 @@ def deleted_runs(client: "MlflowClient", experiment_id: str) -> "list[tuple[Run,
 
 
 def used_models(client: "MlflowClient") -> set[str]:
-    """The ids of the models that runs which are not deleted, of any experiment, take in or put out."""
+    """Return the ids of all models that are inputs or outputs of runs that are not deleted, in any experiment."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     used: set[str] = set()
     for found in client.search_runs(experiments, max_results=50_000):
-        run = client.get_run(found.info.run_id)  # a search leaves out the models that a run takes in
+        run = client.get_run(found.info.run_id)  # a search does not return a run's input models
         used |= {model.model_id for model in (run.inputs.model_inputs if run.inputs else [])}
         used |= {model.model_id for model in (run.outputs.model_outputs if run.outputs else [])}
     return used
 
 
 def delete_for_good(client: "MlflowClient", runs: "list[tuple[Run, list[LoggedModel]]]", uri: str) -> None:
-    """Delete runs that were deleted in MLflow with all that is theirs."""
+    """Permanently delete runs that were deleted in MLflow, with their artifacts and models."""
     from mlflow.cli import gc
 
     ids = ["--run-ids", ",".join(run.info.run_id for run, _ in runs)]
@@ -151,10 +151,10 @@ def delete_for_good(client: "MlflowClient", runs: "list[tuple[Run, list[LoggedMo
     if models:
         ids += ["--logged-model-ids", ",".join(models)]
     for model_id in models:
-        # `mlflow gc` takes those only that are deleted too.
+        # `mlflow gc` only removes models that are marked as deleted.
         client.delete_logged_model(model_id)
     with redirect_stdout(io.StringIO()):
-        # In this process: a command line would show the address's password to everyone on the machine.
+        # In this process, because a command line would show a password in the address to everyone on the machine.
         gc.main(["--backend-store-uri", uri, "--tracking-uri", uri, *ids], standalone_mode=False)
 
 

@@ -1,1 +1,1 @@
-"""`make review` and `make verify`: whether committed results may be believed."""
+"""`make review` and `make verify`: check whether committed results can be trusted."""

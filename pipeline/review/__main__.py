@@ -1,16 +1,16 @@
-"""Review what a change does: parameters, metrics against tolerances, stages, figures, and dvc.lock's truth.
+"""Review a change: parameters, metrics against tolerances, stages, figures, and whether dvc.lock is up to date.
 
     python -m pipeline.review [BASE] [HEAD] [--json] [--file-url TEMPLATE]
 
-BASE and HEAD are git revisions or names of DVC experiments. BASE is origin/main unless given; where it
-is a branch, the commit at which HEAD left it counts. HEAD is the working tree's tracked files unless
-given. Prints Markdown, or JSON; where HEAD merges a commit into BASE, as on a pull request, it names that
-commit. It needs dvc, not torch (requirements-review.txt), and neither DVC's cache nor the history between
-the two. It changes no file, branch or index; it may fetch the base.
+BASE and HEAD are git revisions or names of DVC experiments. BASE defaults to origin/main. If BASE is a branch, the
+review compares with the commit at which HEAD left it. HEAD defaults to the working tree's tracked files. Prints
+Markdown or JSON. If HEAD merges a commit into BASE, as on a pull request, the report names that commit. It needs dvc
+(requirements-review.txt), but neither torch, nor DVC's cache, nor the history between BASE and HEAD. It changes no
+file, branch or index; it may fetch BASE.
 
-Exit codes: 0 fine; 1 a metric is worse than metrics.yaml allows, gone, or of other data;
-2 misuse, or a side that cannot be read; 3 HEAD's dvc.lock does not belong to HEAD's dvc.yaml and files, so
-that its results are not those of its code; 70 a bug of this command.
+Exit codes: 0 passed; 1 a metric is worse than metrics.yaml allows, gone, or measured on other data; 2 misuse, or BASE
+or HEAD cannot be read; 3 HEAD's dvc.lock does not match HEAD's dvc.yaml and files, so that the results are not those
+of the code; 70 a bug in this command.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--file-url",
         metavar="TEMPLATE",
-        help="address of a committed file, to show figures by: https://github.com/OWNER/NAME/raw/{commit}/{path}",
+        help="URL of a committed file, used to show figures: https://github.com/OWNER/NAME/raw/{commit}/{path}",
     )
     arguments = parser.parse_args()
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
@@ -92,26 +92,26 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
         with tarfile.open(fileobj=io.BytesIO(git_bytes(HERE, "archive", head))) as archive:
             archive.extractall(files, filter=without_links_to_outside)  # noqa: S202 (it applies tarfile's data filter)
         lock, frozen = out_of_date(files), frozen_stages(files)
-        # With the base's dvc.lock DVC tells what this change made stale.
+        # With the base's dvc.lock DVC reports the stages that this change made stale.
         (files / "dvc.lock").write_bytes(base_lock or b"schema: '2.0'\nstages: {}\n")
         stages = with_descendants(files, out_of_date(files, with_outs=False))
     if frozen:
-        notes.append(f"Frozen, so that `dvc repro` skips them until `dvc unfreeze`: {', '.join(frozen)}.")
+        notes.append(f"Frozen stages, which `dvc repro` skips until `dvc unfreeze`: {', '.join(frozen)}.")
     declared = declared_figures(base) | declared_figures(head)
     figures = sorted(path for path in declared if blob(base, path) != blob(head, path))
-    # GitHub checks out a pull request's merge into the base. (The working tree's commit is a merge too, of the index.)
+    # GitHub checks out a pull request's merge into the base. The working tree's commit is also a merge: of the index.
     parents = [] if is_working_tree else git(HERE, "rev-parse", f"{head}^@").split()
     merged = parents[1] if len(parents) == 2 and parents[0] == base else head
     return Review(base, head, merged, params, metrics, stages, lock, figures, notes)
 
 
 def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
-    """DVC's {'diff': {file: {name: {'old', 'new'}}}} as a list sorted by name; equal values are left out.
+    """Turn DVC's {'diff': {file: {name: {'old', 'new'}}}} into a list sorted by name, without equal values.
 
-    A value that one file lost and another one got, as when a file was renamed, is one change.
+    A value that moved from one file to another, for example because a file was renamed, is one change.
 
     Raises:
-        PipelineError: strict, and a side cannot be read; a file that one side does not have is no error.
+        PipelineError: `strict` is set and a side cannot be read. A file that one side lacks is not an error.
     """
     for error in errors_in(diff.get("errors", {})) if strict else []:
         if not isinstance(error, FileNotFoundError):
@@ -129,17 +129,17 @@ def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
 
 
 def errors_in(values: Any) -> list[Exception]:
-    """All exceptions in the nested dictionaries in which DVC returns them."""
+    """Collect all exceptions from the nested dictionaries in which DVC returns them."""
     if isinstance(values, dict):
         return [error for value in values.values() for error in errors_in(value)]
     return [values] if isinstance(values, Exception) else []
 
 
 def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str]) -> list[MetricChange]:
-    """Each metric's verdict by the first pattern that fits its name: the failing ones first, each part in that order,
-    but first of all the metric to report.
+    """Judge each metric by the first pattern in metrics.yaml that matches its name.
 
-    `other_data` are the paths of the data that are not the same on both sides.
+    Failing metrics come first. Both parts start with the metric to report and then follow the order of the patterns.
+    `other_data` are the paths of the data that differ between the two sides.
     """
 
     def judged(change: Change) -> MetricChange:
@@ -164,19 +164,19 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str
 
 
 def data_of(metric: str) -> str:
-    """The data that a metric was measured on."""
+    """Return the path of the data that a metric was measured on."""
     return EXPERIMENT.test_path if EXPERIMENT.measured_on is None else EXPERIMENT.measured_on(metric)
 
 
 def data_hashes(lock: bytes) -> dict[str, str | None]:
-    """{path: hash} of the experiment's data in a dvc.lock."""
+    """Return {path: hash} of the experiment's data in a dvc.lock."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
     outs = {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
     return {path: md5 for path, md5 in outs.items() if path.startswith(EXPERIMENT.data_folder)}
 
 
 def declared_figures(commit: str) -> set[str]:
-    """The PNG files among the plots of a commit's stages."""
+    """Return the PNG files among the plots of a commit's stages."""
     stages = (yaml.safe_load(show(commit, "dvc.yaml") or b"") or {}).get("stages", {})
     plots = [plot for stage in stages.values() for plot in stage.get("plots", [])]
     paths = {plot if isinstance(plot, str) else next(iter(plot)) for plot in plots}
@@ -184,5 +184,5 @@ def declared_figures(commit: str) -> set[str]:
 
 
 if __name__ == "__main__":
-    # Python's own exit code for a bug is 1, which says here that a metric is worse.
+    # Python exits with 1 after a bug; here 1 means that a metric is worse.
     run_command(main, exit_code_of_a_bug=BUG)

@@ -1,4 +1,4 @@
-"""Whether dvc.lock belongs to dvc.yaml and to the files of a commit: the stages that are out of date, and why."""
+"""Check dvc.lock against dvc.yaml and the files of a commit: list the stages that are out of date, and why."""
 
 import os
 import tarfile
@@ -28,12 +28,12 @@ def without_links_to_outside(member: tarfile.TarInfo, folder: str) -> tarfile.Ta
 
 
 def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
-    """The stages of a checkout whose entry in dvc.lock differs from dvc.yaml or from the files, with the reasons.
+    """Return {stage: reasons} for the stages whose entry in dvc.lock differs from dvc.yaml or from the files.
 
-    Without `with_outs` only what the stages read counts, not what they wrote. Frozen stages count like others.
-    Data and weights are not in git, so their absence is not a reason; dvc.lock must agree with itself about them.
-    (`dvc status` does not report what dvc.lock lists and dvc.yaml does not, nor what frozen stages read;
-    `dvc repro --dry --allow-missing` stops at the first stale stage whose data is missing.)
+    Without `with_outs` only the inputs of the stages are checked, not their outputs. Frozen stages are checked too.
+    Data and weights are not in git, so they may be absent, but dvc.lock must agree with itself about their hashes.
+    `dvc status` is not enough: it reports neither entries that are only in dvc.lock nor the inputs of frozen stages.
+    `dvc repro --dry --allow-missing` stops at the first stale stage whose data is missing.
     """
     with checkout(files) as repo:
         stages = list(repo.index.stages)
@@ -52,7 +52,7 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
             outs = stage.outs if with_outs else []
             reasons[label_of(stage)] = differences(stage, stage.deps, outs, made) + undeclared(stage, locked, with_outs)
         for file, left in locks.items():
-            reasons |= {label(file, name, files): ["in dvc.lock, not in dvc.yaml: delete it there"] for name in left}
+            reasons |= {label(file, name, files): ["not in dvc.yaml: delete it from dvc.lock"] for name in left}
         written = [Path(out.fs_path) for stage in stages if stage.cmd for out in stage.outs]
         for file in pipelines:
             for metric in (load_yaml(file.read_text()) or {}).get("metrics", []):
@@ -64,7 +64,7 @@ def out_of_date(files: Path, with_outs: bool = True) -> dict[str, list[str]]:
 
 
 def differences(stage: Stage, deps: list[Dependency], outs: list[Output], made: dict[str, Output]) -> list[str]:
-    """In what the files differ from what is recorded of a stage. `made` are all outs by their absolute path."""
+    """List how a stage's files differ from its entry in dvc.lock. `made` maps absolute paths to all outputs."""
     reasons = ["changed command"] if stage.changed_stage() else []
     if stage.always_changed or stage.is_callback:
         reasons.append("always changed")
@@ -75,27 +75,27 @@ def differences(stage: Stage, deps: list[Dependency], outs: list[Output], made: 
         elif not item.hash_info:
             reasons.append(f"`{path}` is not in dvc.lock")
         elif source is not None and source.hash_info and source.hash_info.value != item.hash_info.value:
-            reasons.append(f"`{path}` is another version than the one that dvc.lock has as an out")
+            reasons.append(f"`{path}` is not the version that dvc.lock records as an output")
         elif source is not None and source is item and item.metric and item.use_cache and not item.exists:
-            reasons.append(f"`{path}` is a metric that git does not have; give it `cache: false`")
+            reasons.append(f"`{path}` is a metric that is not in git; declare it with `cache: false`")
         elif all(out.exists for out in made.values() if out.use_cache and is_one_in_the_other(out, item)):
-            # Not item.status(): of a cached file that git has too, it reports only that the cache lacks it.
+            # Not item.status(): for a cached file that is also in git it reports only that the cache lacks it.
             reasons += [f"`{path}` {state}" for state in item.workspace_status().values()]
     return reasons
 
 
 def is_one_in_the_other(out: Output, item: Output) -> bool:
-    """Whether an out is the item, a file in its folder, or the folder in which it lies."""
+    """Whether an output is the item itself, a file in its folder, or a folder that contains it."""
     paths = Path(out.fs_path), Path(item.fs_path)
     return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
 
 
 def undeclared(stage: PipelineStage, locked: dict[str, Any], with_outs: bool) -> list[str]:
-    """What dvc.lock lists for a stage and dvc.yaml no longer declares. `dvc repro` leaves it there."""
+    """List what dvc.lock has for a stage but dvc.yaml no longer declares. `dvc repro` leaves it in dvc.lock."""
     declared = {item.def_path: item for item in stage.deps}
     names = [dep["path"] for dep in locked.get("deps", []) if dep["path"] not in declared]
     for file, values in locked.get("params", {}).items():
-        # A file without names is declared whole.
+        # A file that dvc.yaml lists without names is declared as a whole.
         kept = (declared[file].params or values) if file in declared else []
         names += [name for name in values if name not in kept]
     if with_outs:
@@ -105,7 +105,7 @@ def undeclared(stage: PipelineStage, locked: dict[str, Any], with_outs: bool) ->
 
 
 def changed_values(params: ParamsDependency) -> list[str]:
-    """For each value that differs between dvc.lock and the file: `section.name` old → new."""
+    """Return "`section.name` old → new" for each value that differs between dvc.lock and the file."""
     old, new = params.hash_info.value or {}, params.read_params()
     reasons = []
     for name in params.params or {**new, **old}:
@@ -121,13 +121,13 @@ def changed_values(params: ParamsDependency) -> list[str]:
 
 @contextmanager
 def checkout(files: Path) -> Iterator[Repo]:
-    """DVC's view of a checkout without cache.
+    """Open a checkout without a cache as a DVC repository.
 
     Raises:
         PipelineError: DVC cannot read the pipeline.
     """
     (files / ".dvc").mkdir(exist_ok=True)
-    # Its own cache folder for the site, or every review would leave one more in the user's.
+    # Its own site cache: otherwise every review leaves a folder in the user's site cache.
     (files / ".dvc/config.local").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {files / '.dvc/site'}\n")
     try:
         with Repo(files) as repo:
@@ -138,7 +138,7 @@ def checkout(files: Path) -> Iterator[Repo]:
 
 
 def is_lock(content: bytes) -> bool:
-    """Whether this can be read as a dvc.lock; an empty one, for none, can."""
+    """Whether this can be read as a dvc.lock; empty content, which stands for a missing file, can."""
     try:
         values = yaml.safe_load(content)
     except yaml.YAMLError:
@@ -151,7 +151,7 @@ def locked_stages(lock: Path) -> dict[str, Any]:
 
 
 def with_descendants(files: Path, stale: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The stale stages and those after them, in the pipeline's order."""
+    """Return the stale stages and their descendants with the reasons, in the pipeline's order."""
     with checkout(files) as repo:
         graph = repo.index.graph
         before = {label_of(stage): {label_of(up) for up in graph.successors(stage)} for stage in graph}
@@ -170,11 +170,11 @@ def frozen_stages(files: Path) -> list[str]:
 
 
 def label(file: Path, name: str, root: Path) -> str:
-    """`train` for a stage of the root's dvc.yaml, `sub/dvc.yaml:train` for others."""
+    """Return `train` for a stage of the root's dvc.yaml, `sub/dvc.yaml:train` for others."""
     return name if file.parent == root else f"{file.relative_to(root)}:{name}"
 
 
 def label_of(stage: Stage) -> str:
-    """A stage's label; of a .dvc file its path."""
+    """Return a stage's label; for a .dvc file its path."""
     file, root = Path(stage.path), Path(stage.repo.root_dir)
     return label(file, stage.name, root) if isinstance(stage, PipelineStage) else str(file.relative_to(root))

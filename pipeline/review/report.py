@@ -1,4 +1,4 @@
-"""A review's records and its Markdown."""
+"""The records of a review, and its Markdown report."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from pipeline.experiment import EXPERIMENT
 # Exit codes.
 WORSE, LOCK_OUT_OF_DATE = 1, 3
 FAILING = ("worse", "gone", "not comparable")
-# The verdict names at most so many metrics that fail.
+# The verdict names at most this many failing metrics.
 METRICS_IN_VERDICT = 3
 
 
@@ -28,7 +28,7 @@ class Change:
 
 @dataclass(frozen=True)
 class MetricChange(Change):
-    """A metric's change, its verdict and the change to the worse that is allowed, as `3 %`; None where none is judged.
+    """A metric's change with its verdict and the allowed deterioration (`3 %`), which is None if it is not judged.
 
     The verdict is one of FAILING, or `better`, `within tolerance`, `new` or `not judged`.
     """
@@ -39,9 +39,10 @@ class MetricChange(Change):
 
 @dataclass(frozen=True)
 class Review:
-    """What changed between two commits. `stages` and `lock` map stages to the reasons.
+    """The changes between two commits.
 
-    `merged` is the commit that `head` merges into `base`, as on a pull request; else `head` itself.
+    `stages` (those that the change reruns) and `lock` (those that are out of date) map stages to reasons.
+    `merged` is the commit that `head` merges into `base`, as on a pull request; otherwise `head` itself.
     """
 
     base: str
@@ -62,7 +63,7 @@ class Review:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -71,17 +72,17 @@ def without_nan(value: Any) -> Any:
 
 
 def markdown(review: Review, file_url: str | None) -> str:
-    """The review for a job summary or a comment."""
+    """Format the review as Markdown for a job summary or a comment."""
     if review.exit_code == LOCK_OUT_OF_DATE:
         verdict = (
-            "❌ The results are not those of this code: run `dvc repro` (`--force` if it has nothing to do), "
+            "❌ The results were not produced by this code: run `dvc repro` (`--force` if it has nothing to do), "
             "commit dvc.lock and reports/."
         )
     elif failing := [failure(metric) for metric in review.metrics if metric.verdict in FAILING]:
         more = len(failing) - METRICS_IN_VERDICT
         verdict = "❌ " + "; ".join(failing[:METRICS_IN_VERDICT]) + (f"; and {more} more" if more > 0 else "") + "."
     else:
-        verdict = "✅ Nothing speaks against it."
+        verdict = "✅ The change passes."
     relation = "against" if review.merged == review.head else "merged into"
     parts = [f"## Review of `{review.merged[:10]}` {relation} `{review.base[:10]}`", verdict, *review.notes]
 
@@ -113,10 +114,10 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### dvc.lock")
     if review.lock:
-        parts.append("It does not belong to the files that are committed with it:")
+        parts.append("It does not match the files that are committed with it:")
         parts.append(bullets(review.lock))
     else:
-        parts.append("It belongs to the code, parameters and metrics that are committed with it.")
+        parts.append("It matches the code, parameters and metrics that are committed with it.")
 
     parts.append("### Figures")
     if not review.figures:
@@ -134,9 +135,9 @@ def markdown(review: Review, file_url: str | None) -> str:
 
 
 def failure(metric: MetricChange) -> str:
-    """Why a metric fails the gate: `test.mse +18.4 %, 3 % allowed`."""
+    """Return why a metric fails the gate: `test.mse +18.4 %, 3 % allowed`."""
     if metric.verdict != "worse":
-        return f"{metric.name} is {'gone' if metric.verdict == 'gone' else 'of other data'}"
+        return f"{metric.name} {'is gone' if metric.verdict == 'gone' else 'was measured on other data'}"
     absolute, percent = difference(metric.old, metric.new)
     moved = f"{percent} %" if percent and str(metric.allowed).endswith("%") else absolute
     return f"{metric.name} {moved}, {metric.allowed} allowed"
@@ -156,7 +157,7 @@ def bullets(reasons: dict[str, list[str]]) -> str:
 
 
 def text(value: Any) -> str:
-    """A value in a table's cell, numbers with six significant digits."""
+    """Format a value for a table's cell, floats with six significant digits."""
     shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     return shown.replace("|", "\\|").replace("\n", " ")
 

@@ -1,1 +1,1 @@
-"""`make server` and `make move-store`: a team's tracking server."""
+"""`make server` and `make move-store`: a tracking server for a team."""

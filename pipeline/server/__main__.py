@@ -1,10 +1,10 @@
-"""A tracking server for a team: MLflow on PostgreSQL, with the artifacts behind it.
+"""Run a tracking server for a team: MLflow on PostgreSQL, which also serves the artifacts.
 
     python -m pipeline.server [--host 127.0.0.1] [--port 5000] [--folder .server] [--upgrade]
 
-Everything is in one folder: the database, the artifacts and PostgreSQL's log. With MLFLOW_AUTH_ADMIN_PASSWORD in the
-environment the server wants a name and a password from everyone, and the user `admin` has that one; beyond loopback it
-does not start without. docs/server.md tells more.
+Everything is in one folder: the database, the artifacts and PostgreSQL's log. If the environment variable
+MLFLOW_AUTH_ADMIN_PASSWORD is set, every client needs a user name and a password, and the variable's value is the
+password of the user `admin`. Without it the server starts only on loopback. See docs/server.md.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from pipeline.tracking import mlflow_app
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105
 ADMIN = "admin"
 SHORTEST_PASSWORD = 12
-# MLflow shipped it as its default once; a password that everyone knows is none.
+# MLflow's former default, which everyone knows.
 KNOWN_PASSWORD = "password1234"  # noqa: S105
-# While one answers, the other is there for the trainings that wait.
+# While one worker answers a request, the other one serves waiting trainings.
 WORKERS = 2
 STOP_SECONDS = 30
-RECORD = "mlflow.json"  # which process MLflow is
+RECORD = "mlflow.json"  # identifies MLflow's process
 AUTH_CONFIG = """\
 [mlflow]
 # Whoever has a name may add to every experiment; only its creator and the admin may delete from it.
@@ -51,13 +51,13 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all of them")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all addresses")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--folder", type=Path, default=Path(".server"), help="under the repository, or absolute")
-    parser.add_argument("--upgrade", action="store_true", help="first bring the tables to this MLflow's version")
+    parser.add_argument("--upgrade", action="store_true", help="first upgrade the tables to this MLflow's version")
     args = parser.parse_args()
 
-    # From here on no other process inherits it.
+    # Removed from the environment, so that no other process inherits it.
     password = os.environ.pop(PASSWORD, None)
     check_password(password, args.host)
     folder = (main_root() / args.folder).resolve()
@@ -88,31 +88,31 @@ def check_password(password: str | None, host: str) -> None:
     """Refuse to listen beyond loopback without a password, or with a bad one anywhere.
 
     Raises:
-        PipelineError: there is none, or it is short or known.
+        PipelineError: the password is missing, too short, or MLflow's former default.
     """
     rule = f"{PASSWORD} needs at least {SHORTEST_PASSWORD} characters"
     if password is None and not is_loopback(host):
-        raise PipelineError(f"{host} is reachable from outside, so the server wants a password: {rule}")
+        raise PipelineError(f"{host} is reachable from outside, so the server needs a password: {rule}")
     if password is not None and (len(password) < SHORTEST_PASSWORD or password == KNOWN_PASSWORD):
         raise PipelineError(f"{rule}, and not MLflow's old default")
 
 
 def upgrade(address: str) -> None:
-    """Bring the tables of an older MLflow to the present one's; MLflow's authentication does so itself.
+    """Upgrade the tables of an older MLflow to the installed version; MLflow's authentication upgrades its own.
 
     Raises:
-        PipelineError: MLflow could not.
+        PipelineError: the upgrade failed.
     """
-    # The address holds no password that a command line would show.
+    # A command line is visible to other users, but this address holds no password.
     if subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", address]).returncode != 0:
         raise PipelineError("the database could not be upgraded; see the error above")
 
 
 def set_admin_password(address: str, password: str) -> None:
-    """Make the user `admin`, or give it this password: whoever starts the server decides on it.
+    """Create the user `admin` with this password, or change its password: whoever starts the server sets it.
 
     Raises:
-        PipelineError: a package for it is missing.
+        PipelineError: the packages for MLflow's authentication are missing.
     """
     try:
         from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
@@ -130,7 +130,7 @@ def set_admin_password(address: str, password: str) -> None:
 def mlflow_server(
     host: str, port: int, folder: Path, database: postgres.Postgres, authentication: bool
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """`mlflow server` inside the block."""
+    """Run `mlflow server` inside the block."""
     artifacts, record = folder / "artifacts", folder / RECORD
     artifacts.mkdir(mode=0o700, exist_ok=True)
     settings = {
@@ -151,7 +151,7 @@ def mlflow_server(
     if not is_loopback(host):
         settings = names_of_this_machine(host, port) | settings
     with mlflow_app.python_path() as python_path:
-        # In a session of its own: Ctrl-C in a terminal would reach all processes at once.
+        # In its own session, because Ctrl-C in a terminal would otherwise reach all processes at once.
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *options],
             env=os.environ | python_path | settings,
@@ -166,15 +166,15 @@ def mlflow_server(
 
 
 def names_of_this_machine(host: str, port: int) -> dict[str, str]:
-    """MLflow's settings that let clients and browsers call the server by this machine's names and addresses.
+    """Return MLflow's settings that let clients and browsers use this machine's names and addresses.
 
-    It refuses other names than loopback's and private addresses, and the page's own requests from any
-    other. What the environment says, for a name that only a proxy knows, comes first.
+    By default MLflow refuses host names other than loopback's and private addresses, and requests from pages under any
+    other name. Variables that are already set, for example for a proxy's name, take precedence.
     """
     found = [address.address.partition("%")[0] for of in psutil.net_if_addrs().values() for address in of]
     names = [host, socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"]
     for name in found:
-        with suppress(ValueError):  # the address of a network card
+        with suppress(ValueError):  # the hardware address of a network card
             names.append(f"[{name}]" if ipaddress.ip_address(name).version == 6 else name)
     names = list(dict.fromkeys(names))
     settings = {
@@ -185,10 +185,10 @@ def names_of_this_machine(host: str, port: int) -> dict[str, str]:
 
 
 def stop_leftover(record: Path) -> None:
-    """End the MLflow server of a command that was killed without it."""
+    """Kill the MLflow server left by a command that was killed."""
     if not record.exists():
         return
-    with suppress(ValueError, KeyError, psutil.NoSuchProcess):  # half written, or just gone
+    with suppress(ValueError, KeyError, psutil.NoSuchProcess):  # the record is half written, or the process just ended
         tags = json.loads(record.read_text())
         if processes.is_gone(tags):
             return
@@ -197,11 +197,11 @@ def stop_leftover(record: Path) -> None:
         for process in left:
             process.kill()
         while not all(map(processes.is_gone, left.values())):
-            time.sleep(0.05)  # until then they hold the port
+            time.sleep(0.05)  # they hold the port until they have ended
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:
-    """End it with all of its processes, by force where requests hang."""
+    """Stop the server and all its processes; kill them if requests hang."""
     server.terminate()
     with suppress(subprocess.TimeoutExpired):
         server.wait(STOP_SECONDS)
@@ -211,19 +211,19 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
 
 
 def to_connect_to(host: str) -> str:
-    """An address at which this machine reaches what listens on `host`."""
+    """Return an address at which this machine reaches a server that listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"[{host}]" if ":" in host else host
 
 
 def tell(host: str, port: int, authentication: bool) -> None:
-    """How clients get there."""
+    """Print how clients connect."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else to_connect_to(host)  # noqa: S104
     print(f"\nMLflow is at http://{name}:{port}\nClients: export MLFLOW_TRACKING_URI=http://{name}:{port}")
     if authentication:
-        print("and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the user `admin` has your password")
+        print("and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the user `admin` has the password you set")
     if not is_loopback(host):
-        print("Passwords go over the network as they are: put TLS before it (docs/server.md).")
+        print("Passwords cross the network unencrypted: put a proxy with TLS in front (docs/server.md).")
     print("Ctrl-C ends it.", flush=True)
 
 

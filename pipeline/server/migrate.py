@@ -1,10 +1,10 @@
-"""Move the runs of the repository's own store to the tracking server: the rows of its database, and the artifacts.
+"""Migrate the runs of the repository's own store to the tracking server: database rows and artifacts.
 
     python -m pipeline.server.migrate [--folder .server]
 
-The server must not run meanwhile, and nothing may be on it yet. Ids, histories, parameters, tags, data sets and models
-stay what they were; addresses of artifacts become such as the server answers to. All rows go over or none: after an
-interruption the command starts anew. The old store is left as it is.
+The server must be stopped, and its database must be empty. Ids, histories, parameters, tags, data sets and models stay
+the same; artifact addresses become addresses on the server. Either all rows are copied or none: after an interruption
+the command starts from scratch. The old store is not changed.
 """
 
 import argparse
@@ -33,26 +33,26 @@ from pipeline.tracking.store import (
 )
 
 VERSION_TABLE = "alembic_version"
-# What MLflow writes into a new database: the experiment 0, and a workspace.
+# The tables with the rows that MLflow adds to a new database: the experiment 0 and a workspace.
 MADE_WITH_THE_TABLES = ("experiments", "workspaces")
 SERVED = "mlflow-artifacts:/"
-# {table: (its column with an address of artifacts, what a server makes that)}; the fields are the row's.
+# {table: (the column with an artifact address, its path on a server)}; the fields are columns of the row.
 ADDRESSES = {
     "experiments": ("artifact_location", "{experiment_id}"),
     "runs": ("artifact_uri", "{experiment_id}/{run_uuid}/artifacts"),
     "logged_models": ("artifact_location", "{experiment_id}/models/{model_id}/artifacts"),
 }
-# Those of the model registry lie inside a run's or a model's.
+# Addresses of the model registry, which lie inside a run's or a model's address.
 INNER_ADDRESSES = {"model_versions": ("source", "storage_location")}
 ROWS_AT_ONCE = 1000
-COUNTED = {"runs": "runs", "metrics": "points of metrics", "params": "parameters", "logged_models": "models"}
-# The old address of artifacts, and their new path under SERVED.
+COUNTED = {"runs": "runs", "metrics": "metric values", "params": "parameters", "logged_models": "models"}
+# (old artifact address, new path under SERVED)
 Moved = tuple[str, str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(".server"), help="the server's, under the repository")
+    parser.add_argument("--folder", type=Path, default=Path(".server"), help="the server's folder in the repository")
     folder = (main_root() / parser.parse_args().folder).resolve()
 
     root = main_root()
@@ -64,7 +64,7 @@ def main() -> None:
             follow_a_moved_repository(f"sqlite:///{file}", root)
             make_tables(address)
             with source.connect() as old, target.begin() as new:
-                old.exec_driver_sql("BEGIN")  # all is read as it is now
+                old.exec_driver_sql("BEGIN")  # one consistent read of all tables
                 counts = move(old, new, root, folder / "artifacts")
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             reason = on_one_line(error.__cause__ or error)[:300]
@@ -72,30 +72,30 @@ def main() -> None:
         finally:
             source.dispose()
             target.dispose()
-    print("Moved, and counted there:", ", ".join(f"{count:,} {what}" for what, count in counts.items()))
-    print(f"The old store is left as it is: {file} and its artifacts.")
-    print("`make server` shows the runs; docs/server.md says how new ones get there.")
+    print("Moved, counted on the server:", ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    print(f"The old store was not changed: {file} and its artifacts.")
+    print("`make server` shows the runs; docs/server.md describes how clients send new ones there.")
 
 
 def store_to_move(root: Path) -> Path:
-    """The sqlite file of the present store.
+    """Return the file of the current sqlite store.
 
     Raises:
-        PipelineError: it is none, it is not there, or runs wait to be written to it.
+        PipelineError: the store is not sqlite, the file is missing, or runs still wait for delivery to it.
     """
     uri = tracking_uri(root)
     file = sqlite_file(uri)
     if file is None:
-        raise PipelineError("MLFLOW_TRACKING_URI names no sqlite store; unset it to move the repository's own")
+        raise PipelineError("MLFLOW_TRACKING_URI is not an sqlite store; unset it to move the repository's own")
     if not file.is_file():
         raise PipelineError(f"there is no store to move: {file}")
     if n_waiting := len(journals(root, store_name(uri, root))):
-        raise PipelineError(f"{n_waiting} runs are not delivered to {file} yet; when they have ended: make sync")
+        raise PipelineError(f"{n_waiting} runs are not delivered to {file} yet; after they have ended, run: make sync")
     return file
 
 
 def make_tables(address: str) -> None:
-    """MLflow's tables, as it makes them itself.
+    """Let MLflow create its tables in the server's database.
 
     Raises:
         PipelineError: MLflow refuses the server's database.
@@ -110,10 +110,10 @@ def make_tables(address: str) -> None:
 
 
 def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) -> dict[str, int]:
-    """Copy all rows inside `new`'s transaction, and the artifacts; returns what there is now.
+    """Copy all rows inside `new`'s transaction, and the artifacts; return counts of what is on the server now.
 
     Raises:
-        PipelineError: the databases are not alike, the new one is not empty, or something did not arrive.
+        PipelineError: the databases' tables differ, the new one is not empty, or something did not arrive.
     """
     before, after = tables(old), tables(new)
     insist_on_the_same_tables(old, new, before, after)
@@ -121,7 +121,7 @@ def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) ->
     moved = addresses_to_move(old, before, root)
     for name in MADE_WITH_THE_TABLES:
         new.execute(after.tables[name].delete())
-    # In this order no row comes before one that it refers to.
+    # In the order of the foreign keys: no row comes before one that it refers to.
     for table in after.sorted_tables:
         if table.name != VERSION_TABLE:
             copy_rows(old, new, before.tables[table.name], table, moved, root)
@@ -130,12 +130,12 @@ def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) ->
     arrived = {name: count(new, table) for name, table in after.tables.items()}
     for name, now in arrived.items():
         if (was := count(old, before.tables[name])) != now:
-            raise PipelineError(f"nothing was moved: of {was} rows of {name} {now} arrived")
+            raise PipelineError(f"nothing was moved: {now} of {was} rows of {name} arrived")
     return {what: arrived[name] for name, what in COUNTED.items()} | {"files": n_files, "bytes": n_bytes}
 
 
 def tables(connection: sa.Connection) -> sa.MetaData:
-    """A database's own tables. JSON counts as text, which keeps its bytes and the difference of NULL and null."""
+    """Return a database's tables. JSON is read as text, which keeps its bytes and tells NULL from null."""
     found = sa.MetaData()
     found.reflect(connection)
     for table in found.tables.values():
@@ -147,7 +147,7 @@ def tables(connection: sa.Connection) -> sa.MetaData:
 
 def insist_on_the_same_tables(old: sa.Connection, new: sa.Connection, before: sa.MetaData, after: sa.MetaData) -> None:
     if VERSION_TABLE not in before.tables:
-        raise PipelineError(f"{old.engine.url.database} is no store of MLflow")
+        raise PipelineError(f"{old.engine.url.database} is not an MLflow store")
     was, now = (
         connection.scalar(sa.select(metadata.tables[VERSION_TABLE].c.version_num))
         for connection, metadata in ((old, before), (new, after))
@@ -160,7 +160,7 @@ def insist_on_the_same_tables(old: sa.Connection, new: sa.Connection, before: sa
         different = ", ".join(
             sorted(name for name in columns[0] | columns[1] if columns[0].get(name) != columns[1].get(name))
         )
-        raise PipelineError(f"the store's tables are not those of this MLflow: {different}")
+        raise PipelineError(f"the store's tables differ from this MLflow's: {different}")
 
 
 def insist_on_nothing_there(new: sa.Connection, after: sa.MetaData) -> None:
@@ -169,7 +169,7 @@ def insist_on_nothing_there(new: sa.Connection, after: sa.MetaData) -> None:
     found["experiments"] = new.scalar(sa.select(sa.func.count()).where(experiments.c.experiment_id != 0)) or 0
     del found[VERSION_TABLE], found["workspaces"]
     if used := ", ".join(f"{n} {name}" for name, n in sorted(found.items()) if n):
-        raise PipelineError(f"the server's database is not empty ({used}); --folder names a new one")
+        raise PipelineError(f"the server's database is not empty ({used}); choose a new one with --folder")
 
 
 def count(connection: sa.Connection, table: sa.Table) -> int:
@@ -177,23 +177,23 @@ def count(connection: sa.Connection, table: sa.Table) -> int:
 
 
 def addresses_to_move(old: sa.Connection, before: sa.MetaData, root: Path) -> list[Moved]:
-    """All runs' and models' addresses on this machine."""
+    """Return the artifact addresses of all runs and models that are on this machine, with their new paths."""
     return [
         (row[column], path.format(**row))
         for name, (column, path) in ADDRESSES.items()
-        if name != "experiments"  # artifacts are a run's or a model's
+        if name != "experiments"  # all artifacts belong to a run or a model
         for row in old.execute(sa.select(before.tables[name])).mappings()
         if local_folder(row[column], root) is not None
     ]
 
 
 def local_folder(address: str | None, root: Path) -> Path | None:
-    """The folder that an address of artifacts leads to; None where it is not on this machine."""
+    """Return the folder of an artifact address; None if it is not on this machine."""
     parts = urlsplit(address or "")
     match parts.scheme:
         case "file":
             return local_path(address or "")
-        case "mlflow-artifacts":  # what MLflow's own server, started in the repository, wrote
+        case "mlflow-artifacts":  # written by an `mlflow server` that was started in the repository
             return root / "mlartifacts" / parts.path.lstrip("/")
         case "":
             return Path(root, address) if address else None
@@ -222,7 +222,7 @@ def with_new_addresses(table: str, row: dict[str, Any], moved: list[Moved], root
 
 
 def continue_numbers(new: sa.Connection, table: sa.Table) -> None:
-    """New rows get numbers after those that were copied."""
+    """Set the sequences so that new rows get numbers after the copied ones."""
     for column in table.columns:
         sequence = new.scalar(sa.select(sa.func.pg_get_serial_sequence(table.name, column.name)))
         if sequence is not None:
@@ -231,10 +231,10 @@ def continue_numbers(new: sa.Connection, table: sa.Table) -> None:
 
 
 def copy_artifacts(moved: list[Moved], root: Path, artifacts: Path) -> tuple[int, int]:
-    """Copy the files to where the server looks for them; their number and size.
+    """Copy the files to where the server looks for them; return their number and size in bytes.
 
     Raises:
-        PipelineError: a file did not arrive whole.
+        PipelineError: a file was not copied completely.
     """
     artifacts.mkdir(mode=0o700, exist_ok=True)
     n_files, n_bytes = 0, 0
@@ -243,14 +243,14 @@ def copy_artifacts(moved: list[Moved], root: Path, artifacts: Path) -> tuple[int
         if folder is None or not folder.is_dir():
             continue  # a run without artifacts
         try:
-            # What an interrupted move has left there is written anew.
+            # Files left there by an interrupted move are overwritten.
             shutil.copytree(folder, artifacts / path, dirs_exist_ok=True)
         except shutil.Error as error:
             raise PipelineError(f"nothing was moved: {error.args[0][0][2]}") from None
         for file in filter(Path.is_file, folder.rglob("*")):
             n_files, n_bytes = n_files + 1, n_bytes + file.stat().st_size
             if (artifacts / path / file.relative_to(folder)).stat().st_size != file.stat().st_size:
-                raise PipelineError(f"nothing was moved: {file} changed meanwhile")
+                raise PipelineError(f"nothing was moved: {file} changed during the copy")
     os.sync()  # the files are on the disk before the rows that name them
     return n_files, n_bytes
 

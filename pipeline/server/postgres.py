@@ -1,7 +1,8 @@
-"""A PostgreSQL of the project's own in a folder, for the tracking server.
+"""The tracking server's own PostgreSQL, in a folder.
 
-It listens on a Unix socket alone, in a folder that only its owner may enter: no password exists that could leak.
-Where the user is root (in a container, say), its programs run as the user `postgres`, since they refuse root.
+It listens only on a Unix socket, in a folder that only its owner may enter, so that it needs no password that could
+leak. If the user is root, for example in a container, its programs run as the user `postgres`, because they refuse
+root.
 """
 
 import os
@@ -23,7 +24,7 @@ from pipeline.core.errors import PipelineError
 DEBIAN = Path("/usr/lib/postgresql")
 START_SECONDS = 60
 PORT = 5432  # part of the socket's name; nothing listens there
-# The tracking server's role is no superuser: what it is made to run can read no file and start no program.
+# The tracking server's role is not a superuser: no statement that it is made to run can read files or start programs.
 ROLE = "mlflow"
 RUNS = "mlflow"
 USERS = "mlflow_users"
@@ -31,19 +32,19 @@ USERS = "mlflow_users"
 
 @dataclass(frozen=True)
 class Postgres:
-    """A PostgreSQL that runs, and the folder of its socket."""
+    """A running PostgreSQL, and the folder of its socket."""
 
     process: "subprocess.Popen[bytes]"
     socket: Path
 
     def address(self, database: str) -> str:
-        """SQLAlchemy's address of a database; it holds no password."""
+        """Return SQLAlchemy's address of a database; it holds no password."""
         return f"postgresql+psycopg2://{ROLE}@/{database}?host={self.socket}&port={PORT}"
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[Postgres]:
-    """PostgreSQL on `folder`/postgres inside the block; made at the first time, with the databases RUNS and USERS.
+    """Run PostgreSQL on `folder`/postgres inside the block; the first call creates it and the databases RUNS and USERS.
 
     Args:
         folder: an absolute path; one process at a time uses it.
@@ -77,7 +78,7 @@ def _alone(folder: Path) -> Iterator[None]:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise PipelineError(f"a tracking server runs on {folder}; stop it first") from None
+        raise PipelineError(f"a tracking server is using {folder}; stop it first") from None
 
 
 def _insist_on_the_driver() -> None:
@@ -88,7 +89,7 @@ def _insist_on_the_driver() -> None:
 
 
 def _programs(data: Path) -> Path:
-    """The folder of PostgreSQL's programs: of the version that made `data`, else those on PATH or the newest."""
+    """Return the folder of PostgreSQL's programs: the version that made `data`, else those on PATH, else the newest."""
     on_path = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
     debian = sorted(DEBIAN.glob("*/bin"), key=lambda path: path.parent.name.zfill(3), reverse=True)
     folders = [path for path in [*on_path, *debian] if (path / "initdb").exists() and (path / "postgres").exists()]
@@ -101,11 +102,11 @@ def _programs(data: Path) -> Path:
         said = subprocess.run([path / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
         if said.split()[2].split(".")[0] == made_by:
             return path
-    raise PipelineError(f"PostgreSQL {made_by} made {data} and is not installed: apt-get install postgresql-{made_by}")
+    raise PipelineError(f"{data} needs PostgreSQL {made_by}; install it: apt-get install postgresql-{made_by}")
 
 
 def _start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
-    """A process of PostgreSQL, as the user that it belongs to."""
+    """Start a PostgreSQL program: as the user `postgres` if this process is root, otherwise as this user."""
     user = "postgres" if os.geteuid() == 0 else None
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -114,11 +115,11 @@ def _start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
             group=user,
             extra_groups=None if user is None else [],
             cwd="/",
-            env={"LC_ALL": "C"},  # the secrets of this one are none of another user's business
+            env={"LC_ALL": "C"},  # this process's environment may hold secrets, and the program may run as another user
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C would reach it before MLflow has closed its connections
+            start_new_session=True,  # otherwise Ctrl-C reaches it before MLflow has closed its connections
         )
 
 
@@ -129,7 +130,7 @@ def _give_to_its_owner(path: Path) -> None:
 
 
 def _initialize(programs: Path, data: Path, log: Path) -> None:
-    """`initdb`, under another name until it is whole."""
+    """Run `initdb` in a folder that gets its final name only when it is complete."""
     partial = data.with_name(f"{data.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -139,7 +140,7 @@ def _initialize(programs: Path, data: Path, log: Path) -> None:
     failed = _start(command, log).wait() != 0
     if failed and os.geteuid() == 0:
         raise PipelineError(
-            f"initdb failed, see {log}; may the user postgres enter that folder? --folder names another"
+            f"initdb failed, see {log}; if the user postgres cannot enter that folder, choose another with --folder"
         )
     if failed:
         raise PipelineError(f"initdb failed, see {log}")
@@ -147,12 +148,12 @@ def _initialize(programs: Path, data: Path, log: Path) -> None:
 
 
 def _stop_leftover(programs: Path, data: Path, log: Path) -> None:
-    """Stop the PostgreSQL of a server that was killed without it; make another one possible where it was killed too."""
+    """Stop the PostgreSQL left by a killed server; if it was killed too, repair its pid file so that it can start."""
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
     pid, *lines = pid_file.read_text().splitlines() or [""]
-    if not pid.strip().isdecimal():  # a full disk or a crash cut it off, and PostgreSQL would not start
+    if not pid.strip().isdecimal():  # truncated by a full disk or a crash; PostgreSQL would not start
         pid_file.unlink()
         return
     try:
@@ -162,14 +163,14 @@ def _stop_leftover(programs: Path, data: Path, log: Path) -> None:
     if is_ours:
         _start([str(programs / "pg_ctl"), "-D", str(data), "-m", "fast", "stop"], log).wait()
     else:
-        # The id may be another process's by now, as after the restart of a container, and PostgreSQL would not start.
-        # That of its parent it does not mind; the rest of the file tells it whether the memory is still in use.
+        # The id may now be another process's, for example after a container restart, and PostgreSQL would not start.
+        # It accepts its parent's id. From the rest of the file it sees whether the shared memory is still in use.
         pid_file.write_text("\n".join([str(os.getpid()), *lines]) + "\n")
 
 
 @contextmanager
 def _socket_folder(folder: Path) -> Iterator[Path]:
-    """A new folder under the temporary one, to which `folder`/socket leads: sockets take paths of 107 bytes at most."""
+    """Make a temporary folder for the socket, linked from `folder`/socket: a socket's path has at most 107 bytes."""
     link = folder / "socket"
     if link.is_symlink():
         shutil.rmtree(link.readlink(), ignore_errors=True)  # of a server that was killed
@@ -190,7 +191,7 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", socket: Path, log: Path) -
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise PipelineError(f"PostgreSQL ended; what went wrong stands in {log}")
+            raise PipelineError(f"PostgreSQL ended; see {log}")
         try:
             psycopg2.connect(host=str(socket), port=PORT, user="postgres", dbname="postgres").close()
             return
@@ -203,7 +204,7 @@ def _make_databases(socket: Path) -> None:
     import psycopg2
 
     connection = psycopg2.connect(host=str(socket), port=PORT, user="postgres", dbname="postgres")
-    connection.autocommit = True  # databases are not made inside a transaction
+    connection.autocommit = True  # databases cannot be created inside a transaction
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE])

@@ -1,1 +1,1 @@
-"""`make sweep` and `make compare`: many runs, and what they show together."""
+"""`make sweep` and `make compare`: run a grid of parameters, and compare the runs."""

@@ -1,11 +1,11 @@
-"""Run the pipeline for every point of a grid of parameters, several at once: as DVC experiments, or on Ray.
+"""Run the pipeline for every trial of a parameter grid, several at once: as DVC experiments, or on Ray.
 
     python -m pipeline.sweep [-S NAME=VALUE,VALUE …] [--jobs N] [--name NAME] [--engine ray [--address ADDRESS]]
 
-Without -S the grid is that of pipeline/experiment.py. A point is known by its parameters and the code: one
-that is done is not run again, and one that was stopped resumes from its checkpoint, so the same command resumes
-an interrupted sweep. The sweep copies the workspace before it names its points, and runs them in such copies: an edit
-after the start changes nothing. Exit code 1: some points failed; the others were run all the same.
+Without -S the grid is the default of pipeline/experiment.py. A trial is identified by its parameters and the code.
+Finished trials are not run again, and stopped ones resume from their checkpoint, so the same command resumes an
+interrupted sweep. The sweep copies the workspace before it names its trials and runs them in such copies, so that an
+edit after the start changes nothing. Exit code 1: some trials failed; all others were run.
 """
 
 import argparse
@@ -45,23 +45,25 @@ def main() -> None:
         metavar="NAME=VALUES",
         help=f"a parameter and its values; may be given several times (default: {' '.join(EXPERIMENT.default_grid)})",
     )
-    parser.add_argument("--jobs", type=int, help="points that run at once (default: cores / train.threads)")
-    parser.add_argument("--name", help="what the runs' MLflow tag `sweep` says (default: the parameters of the grid)")
-    parser.add_argument("--engine", choices=["dvc", "ray"], default="dvc", help="what runs the points")
-    parser.add_argument("--address", help="of a Ray cluster (default: Ray on this machine alone)")
+    parser.add_argument("--jobs", type=int, help="trials that run at once (default: cores / train.threads)")
+    parser.add_argument(
+        "--name", help="the sweep's name, stored in the runs' MLflow tag `sweep` (default: the grid's parameters)"
+    )
+    parser.add_argument("--engine", choices=["dvc", "ray"], default="dvc", help="what runs the trials")
+    parser.add_argument("--address", help="address of a Ray cluster (default: start Ray on this machine only)")
     arguments = parser.parse_args()
     if Path.cwd().resolve() != main_root():
         raise PipelineError(f"run this in the repository's root: cd {main_root()}")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise PipelineError(f"--jobs must be 1 or more, got {arguments.jobs}")
     if arguments.address and arguments.engine != "ray":
-        raise PipelineError("--address is that of a Ray cluster: --engine ray")
+        raise PipelineError("--address is for a Ray cluster: add --engine ray")
     grid = parse_grid(arguments.set_param or [*EXPERIMENT.default_grid])
     name = arguments.name or default_name(grid)
     if "|" in name:
         raise PipelineError(f"--name must not contain |, which separates the names of a run's sweeps; got {name!r}")
 
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup sets SIG_IGN
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,7 +73,7 @@ def main() -> None:
                 with chdir(snapshot):
                     points = make_points(grid)
                     for role in ("select", "report"):
-                        with_role(role, load_metrics())  # else the first point that ends would stop the others
+                        with_role(role, load_metrics())  # fail now, not when the first trial ends
                 if arguments.engine == "ray":
                     failed = sweep_on_ray(points, snapshot, arguments.jobs, name, arguments.address)
                 else:
@@ -84,13 +86,17 @@ def main() -> None:
 
 
 def sweep(points: list[Point], snapshot: Path, jobs: int, name: str) -> list[Point]:
-    """Run what is not done yet as DVC experiments, and tag the runs of all that is; the points that failed."""
+    """Run the unfinished trials as DVC experiments and tag the MLflow runs of all finished ones.
+
+    Returns:
+        The trials that failed.
+    """
     done = dvc_engine.finished(points)
     waiting = [point for point in points if point.experiment not in done]
     announce(points, waiting, name, f"{jobs} at once")
     prepare(waiting, snapshot)
     if store.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
-        attempt(sync)  # DVC will not run the workspace's own point again
+        attempt(sync)  # DVC does not run the workspace's own trial again
     try:
         with dvc_engine.copies(snapshot, min(jobs, len(waiting)) - 1) as others:
             return dvc_engine.run_points(waiting, [snapshot, *others], n_points=len(points))
@@ -100,7 +106,7 @@ def sweep(points: list[Point], snapshot: Path, jobs: int, name: str) -> list[Poi
 
 
 def sweep_on_ray(points: list[Point], snapshot: Path, jobs: int | None, name: str, address: str | None) -> list[Point]:
-    """`sweep`, with Ray: the points that failed."""
+    """Run the unfinished trials on Ray; return those that failed."""
     ray_engine.check(points, address)
     client, experiment_id = open_store()
     ray_engine.settle(client, experiment_id, points)
@@ -117,7 +123,7 @@ def sweep_on_ray(points: list[Point], snapshot: Path, jobs: int | None, name: st
 
 
 def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], name: str) -> None:
-    """After points ran on Ray: one finished row for each, with the sweep's name, and how to get the best one."""
+    """After a sweep on Ray, leave one finished run per trial, tag it, and print the command for the best trial."""
     ray_engine.settle(client, experiment_id, points)
     rows = ray_engine.finished(client, experiment_id, points)
     for row in rows.values():
@@ -125,14 +131,14 @@ def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], na
     if (best := ray_engine.best(points, rows)) is not None:
         name, metric = with_role("select", load_metrics())
         command = ray_engine.command_for(best)
-        print(f"the best {metric.label or name} has {best.name}; to bring it here: {command}")
+        print(f"{best.name} has the best {metric.label or name}; to bring it here: {command}")
 
 
 def prepare(points: list[Point], snapshot: Path) -> None:
-    """Run once what all points share: for them in the snapshot, and in the workspace for `make compare`.
+    """Run the stages that all trials share: in the snapshot for the trials, in the workspace for `make compare`.
 
     Raises:
-        PipelineError: it fails in the snapshot.
+        PipelineError: a stage fails in the snapshot.
     """
     with chdir(snapshot):
         shared = shared_stages(points) if points else []
@@ -143,11 +149,11 @@ def prepare(points: list[Point], snapshot: Path) -> None:
 
 def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:
     n_done = len(points) - len(waiting)
-    print(f"sweep {name!r}: {len(points)} points, {n_done} done, {len(waiting)} to run, {how}", flush=True)
+    print(f"sweep {name!r}: {len(points)} trials, {n_done} done, {len(waiting)} to run, {how}", flush=True)
 
 
 def attempt(call: Callable[[], object]) -> None:
-    """The results do not depend on a store."""
+    """Run a call and print its error as a warning: the results do not depend on a store."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -157,7 +163,7 @@ def attempt(call: Callable[[], object]) -> None:
 
 
 def tag_rows(points: list[Point], name: str) -> None:
-    """This sweep's name in the tag `sweep` of the MLflow rows of all points that are done, whoever ran them."""
+    """Add this sweep's name to the tag `sweep` of the MLflow runs of all finished trials, whoever ran them."""
     client, experiment_id = open_store()
     missing = []
     commits = dvc_engine.finished(points)
@@ -172,8 +178,8 @@ def tag_rows(points: list[Point], name: str) -> None:
             tag_row(client, row, name)
     if missing:
         print(
-            f"note: the MLflow store has no row of {', '.join(missing)}. Where an outage kept it back, `make sync` "
-            "delivers it and the same sweep again tags it; else `dvc exp apply NAME` and `make sync` make one"
+            f"note: the MLflow store has no run for {', '.join(missing)}. If an outage delayed it, `make sync` "
+            "delivers it and the same sweep command tags it; otherwise `dvc exp apply NAME` and `make sync` create one"
         )
 
 

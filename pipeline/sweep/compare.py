@@ -1,13 +1,13 @@
-"""Compare runs by one parameter: mean ± std over seeds, next to reference lines, as a table and figures.
+"""Compare runs by one parameter: mean ± std over seeds with reference lines, as a table and figures.
 
     python -m pipeline.sweep.compare [--by PARAMETER] [--sweep NAME] [--redraw]
 
-Reads MLflow's store and writes reports/compare/: runs.csv with a line for every run that is used, table.csv and
-table.md, test_mse.png, and reconstructions.png where the weights are in the store. --redraw makes the table and
-test_mse.png from runs.csv, without a store. A curve's runs differ only in the parameter, the seed and `evaluate`: they
-share the code of the training and the stages before it, the other parameters, `data` among them, and what they ran on
-(processor, torch, threads, the precision that `auto` chose). Excluded runs are listed. The table says so if the runs
-were evaluated by different code.
+Reads MLflow's store and writes to reports/compare/: runs.csv with a line for every run that is used, table.csv and
+table.md, test_mse.png, and reconstructions.png if the weights are in the store. --redraw makes the table and
+test_mse.png from runs.csv, without a store. The runs of a curve differ only in the parameter, the seed and `evaluate`.
+They share the code of the training and of the stages before it, all other parameters including `data`, and the
+environment (processor, torch, threads, the precision that `auto` chose). Excluded runs are listed. If different
+versions of the code evaluated the runs, the table notes it.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--sweep", help="only runs of this sweep")
-    source.add_argument("--redraw", action="store_true", help=f"from {RUNS_PATH}, without a store")
+    source.add_argument("--redraw", action="store_true", help=f"draw from {RUNS_PATH}, without a store")
     arguments = parser.parse_args()
 
     runs = load_runs(RUNS_PATH) if arguments.redraw else find_runs(arguments.sweep)
@@ -74,7 +74,7 @@ def main() -> None:
     if not arguments.redraw:
         used = pd.concat([curve.runs for curve in curves])
         write_out(RUNS_PATH, used.to_csv(index=False))
-        RECONSTRUCTIONS_PATH.unlink(missing_ok=True)  # of other runs, perhaps
+        RECONSTRUCTIONS_PATH.unlink(missing_ok=True)  # may be of other runs
     table = summarise(curves, arguments.by)
     # DVC's plots cannot draw a column with a dot in its name.
     by_name = table.rename(columns={arguments.by: short(arguments.by)})
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
-    """Format the table for people, with what the runs were trained on."""
+    """Format the table as Markdown, with notes on the data, hardware and versions of the runs."""
     metrics = load_metrics()
     (_, select), (_, report) = with_role("select", metrics), with_role("report", metrics)
     ranked = select.sign() * table[select.column]
@@ -137,7 +137,7 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
 
 
 def cell_of(row: dict[Any, Any], metric: Metric, metrics: dict[str, Metric]) -> str:
-    """`0.033 ± 0.001`, with its unit and what is to be beside it; nothing where no run has the metric."""
+    """Return `0.033 ± 0.001` with unit and, in parentheses, the metric `beside`; empty if no run has the metric."""
     if not (text := mean_and_std(row, metric)):
         return ""
     other = metrics[metric.beside] if metric.beside else None
@@ -151,26 +151,26 @@ def mean_and_std(row: dict[Any, Any], metric: Metric) -> str:
 
 
 def data_of(runs: pd.DataFrame) -> str:
-    """The titles of the data sets that runs were trained on."""
+    """Return the titles of the data sets that the runs were trained on."""
     return ", ".join(map(EXPERIMENT.data_title, runs[EXPERIMENT.data_parameter].unique()))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG without a date or a version."""
+    """Write a PNG without date or version, so that equal figures have equal bytes."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
     write_out(path, content.getvalue())
 
 
 def format_number(value: Any, form: str) -> str:
-    """The formatted number, or nothing where it is missing."""
+    """Return the formatted number, or an empty string for a missing one."""
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
 def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
-    """Plot the metric to choose by, and next to it the one to report, against `by`.
+    """Plot two panels against `by`: the metric that selects, and the one to report with the reference lines.
 
-    The axes are logarithmic where the values allow it. Reference lines are on the second panel.
+    The axes are logarithmic if the values allow it.
     """
     metrics = load_metrics()
     roles = [with_role(role, metrics)[1] for role in ("select", "report")]
@@ -196,7 +196,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     references = {column: metric.line for column, metric in compared(metrics).items() if metric.line}
     for (column, name), style in zip(references.items(), LINE_STYLES, strict=False):
         if (table.groupby(by)[column].nunique() > 1).any():
-            continue  # the curves differ in it, and none of its values is that of all
+            continue  # the curves differ in it, so that no single line is true of all
         lines = table.drop_duplicates(by).sort_values(by)
         test.plot([places(value) for value in lines[by]], lines[column], style, color="0.35", label=name)
     if (table[[str(metric.column) for metric in roles]] > 0).all(axis=None):
@@ -225,12 +225,12 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
 
 
 def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, by: str) -> None:
-    """Draw what the models of a curve make of the test data, one for each value of `by`, with the lowest seed.
+    """Draw the outputs of a curve's models on the test data: for each value of `by`, the run with the lowest seed.
 
-    Weights come from the store.
+    The weights come from the store.
 
     Raises:
-        PipelineError: the test data are not those that the runs were measured on, or the weights are not this code's.
+        PipelineError: the runs were measured on other test data, or the weights do not fit this code.
         MlflowException, OSError: the weights are not in the store.
     """
     client, _ = open_store()
@@ -242,7 +242,7 @@ def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, 
         entries = inputs.dataset_inputs if inputs else []
         digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == "test"}
         if not digests or digests != set(md5s([EXPERIMENT.test_path]).values()):
-            raise PipelineError(f"{EXPERIMENT.test_path} is not what the runs were measured on")
+            raise PipelineError(f"{EXPERIMENT.test_path} is not the data that the runs were measured on")
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, EXPERIMENT.model_path, folder)
             models[f"{name} = {show(value)}"] = EXPERIMENT.load_model(path)

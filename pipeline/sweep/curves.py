@@ -1,4 +1,4 @@
-"""Read the runs of the store, or of runs.csv; split them into curves of runs that compare; summarise the curves."""
+"""Read runs from the store or from runs.csv, split them into curves of comparable runs, and summarise the curves."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 FOLDER = Path("reports/compare")
 RUNS_PATH = FOLDER / "runs.csv"
 SEED = "train.seed"
-# What decides a result besides the parameters, by the tag that holds it.
+# {tag: column} of what decides a result besides the parameters.
 ENVIRONMENT = {f"env.{name}": name for name in ("device", "hardware", "threads", "precision", "torch")}
 TAGS = {SWEEP_TAG: "sweep", "code": "code", "evaluation.code": "evaluation_code"} | ENVIRONMENT
-# What of the environment a parameter sets.
+# The columns of the environment that a parameter sets.
 SETS = {
     "train.device": ["device", "hardware", "precision"],
     "train.precision": ["precision"],
@@ -34,7 +34,7 @@ MAX_CURVES = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs that compare: a short label, in what they differ from the first curve's (empty for that one), the runs."""
+    """Comparable runs, with a short label and their difference from the first curve (empty for the first itself)."""
 
     label: str
     difference: str
@@ -42,10 +42,10 @@ class Curve:
 
 
 def find_runs(sweep: str | None) -> pd.DataFrame:
-    """Read every finished run of the store that has the metric to report: parameters, metrics, sweeps, code and so on.
+    """Read parameters, metrics and tags of every finished run in the store that has the metric to report.
 
     Raises:
-        PipelineError: there is none.
+        PipelineError: there is no such run.
     """
     client, experiment_id = open_store()
     metrics = load_metrics()
@@ -57,7 +57,7 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
     if not found:
         where = "" if sweep is None else f" and the tag sweep = {sweep!r}"
         raise PipelineError(
-            f"the store has no finished run with the metric {reported}{where}; `make sweep` makes some, "
+            f"the store has no finished run with the metric {reported}{where}; `make sweep` creates some, "
             f"--redraw uses {RUNS_PATH}"
         )
     return pd.DataFrame(
@@ -71,12 +71,12 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
 
 
 def compared(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """{column: metric} of those that have one."""
+    """Return {column: metric} of the metrics that have a column."""
     return {metric.column: metric for metric in metrics.values() if metric.column}
 
 
 def used_precision(run: "Run") -> str | None:
-    """By a run's tag; where an older version made it, by its parameter, and None where that is `auto`."""
+    """Return the precision from a run's tag. Without the tag (older versions): the parameter, or None for `auto`."""
     asked = run.data.params.get("train.precision")
     return run.data.tags.get("env.precision", None if asked == "auto" else asked)
 
@@ -85,7 +85,7 @@ def load_runs(path: Path) -> pd.DataFrame:
     """Read the runs that an earlier comparison wrote.
 
     Raises:
-        PipelineError: the file is missing, or an older version wrote it.
+        PipelineError: the file is missing, or lacks columns because an older version wrote it.
     """
     if not path.is_file():
         raise PipelineError(f"{path} is missing; without --redraw it is made from MLflow's store")
@@ -99,13 +99,13 @@ def load_runs(path: Path) -> pd.DataFrame:
     for column in map(str, runs):
         if column in numbers:
             runs[column] = runs[column].map(float, na_action="ignore")
-        elif "." in column:  # a parameter; a hash may look like a number and is not one
+        elif "." in column:  # a parameter; a hash may look like a number but is text
             runs[column] = runs[column].map(number_or_text, na_action="ignore")
     return runs
 
 
 def number_or_text(value: str) -> float | str:
-    """MLflow keeps every parameter as text."""
+    """Return a parameter as a number if it is one: MLflow stores every parameter as text."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(value)
@@ -115,18 +115,18 @@ def number_or_text(value: str) -> float | str:
 def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tuple[list[Curve], list[str]]:
     """Group the runs that differ only in `by`, the seed and `evaluate`.
 
-    First come those with the most values of `by`, of these the ones with the other values of `params`, then the
-    newest. Of several runs of one point the newest counts.
+    Curves with more values of `by` come first; among equals, those whose other parameters equal `params`, then the
+    newest. Of several runs of one trial only the newest counts.
 
     Returns:
-        The first MAX_CURVES curves of at least two values each, and a line for each group of runs that is left out.
+        The first MAX_CURVES curves with at least two values each, and a line for each group of runs that is left out.
 
     Raises:
-        PipelineError: `by` is no parameter of the runs, or no runs compare.
+        PipelineError: the runs have no parameter `by`, or no two runs are comparable.
     """
     names = [name for name in map(str, runs) if "." in name]
     if by not in names:
-        raise PipelineError(f"--by {by}: the runs have no such parameter, but {', '.join(names)}")
+        raise PipelineError(f"--by {by}: the runs have no such parameter; choose one of {', '.join(names)}")
     others = [name for name in names if name not in (by, SEED) and not name.startswith("evaluate.")]
     left_out = []
     if n_old := int(runs["code"].isna().sum()):
@@ -138,7 +138,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
         known[by] = known[by].map(show)
     newest = known.drop_duplicates([*same, *set_by_axis, by, SEED], keep="last")
     if n_superseded := len(known) - len(newest):
-        left_out.append(f"{n_superseded} run(s) of points that a newer run has too")
+        left_out.append(f"{n_superseded} run(s) superseded by a newer run of the same trial")
     groups = []
     for _, group in newest.groupby(same, dropna=False, sort=False):
         if (group.groupby(by)[set_by_axis].nunique() > 1).to_numpy().any():
@@ -156,7 +156,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     usable = [group for group in groups if group[by].nunique() > 1][:MAX_CURVES]
     if not usable:
         raise PipelineError(
-            f"no two of {len(runs)} run(s) differ only in {by} (and the seed); `make sweep` makes some, "
+            f"no two of {len(runs)} run(s) differ only in {by} (and the seed); `make sweep` creates some, "
             f"or choose another --by{''.join(f'; left out: {reason}' for reason in left_out)}"
         )
     curves = []
@@ -172,7 +172,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
 
 
 def own_sweep(group: pd.DataFrame, runs: pd.DataFrame) -> str | None:
-    """The name of the one sweep that all runs of a group belong to and no other run does; None if there is none."""
+    """Return the name of the sweep that consists of exactly this group's runs; None unless there is exactly one."""
     sweeps = runs["sweep"].fillna("").map(lambda names: set(sweeps_of({SWEEP_TAG: names})))
     is_ours = runs.index.isin(group.index)
     names = set.intersection(*sweeps[is_ours]) - set().union(*sweeps[~is_ours]) - {"", MAIN}
@@ -180,7 +180,7 @@ def own_sweep(group: pd.DataFrame, runs: pd.DataFrame) -> str | None:
 
 
 def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str:
-    """In which parameters, code or environment a group of runs differs from the first one; empty for that one."""
+    """Describe how a group's parameters, code or environment differ from the first group's; empty for the first."""
     ours, theirs = group.iloc[0], first.iloc[0]
     changed = [
         name for name in same if ours[name] != theirs[name] and not (pd.isna(ours[name]) and pd.isna(theirs[name]))
@@ -190,9 +190,9 @@ def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str
 
 
 def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
-    """Count the seeds of each curve and value of `by`; give the metrics' means and sample standard deviations.
+    """Return seed count, metric means and sample standard deviations for each curve and value of `by`.
 
-    A standard deviation is missing for a single seed, a metric where no run has it.
+    A standard deviation is missing if there is only one seed; a metric is missing if no run has it.
     """
     metrics = compared(load_metrics())
     lines = []
@@ -209,7 +209,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
                     line[f"{column}_std"] = runs[column].std()
             lines.append(line)
     table = pd.DataFrame(lines)
-    # Numbers of parameters, say, which %g would round.
+    # Integers, for example numbers of parameters, which %g would round.
     whole = [
         column
         for column, metric in metrics.items()
@@ -219,7 +219,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
 
 
 def show(value: Any) -> str:
-    """8 for 8.0, as params.yaml has it."""
+    """Format a value as params.yaml has it: 8 for 8.0; `unknown` if it is missing."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "unknown"
     return f"{value:g}" if isinstance(value, float) else str(value)

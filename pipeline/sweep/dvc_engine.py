@@ -1,4 +1,4 @@
-"""Run a sweep's points as DVC experiments on this machine, each in a clone of the repository."""
+"""Run a sweep's trials as DVC experiments on this machine, each in a clone of the repository."""
 
 import os
 import shutil
@@ -21,38 +21,38 @@ from pipeline.core.repository import main_root
 from pipeline.sweep.grid import Point, digest_in_lock
 from pipeline.sweep.progress import PointResult, Running, SweepProgress
 
-COPIES = Path(".dvc/tmp/exps")  # where DVC has its own, so that `main_root` and `make tidy` know them
+COPIES = Path(".dvc/tmp/exps")  # DVC's own folder, which `main_root` and `make tidy` know
 DVC = [sys.executable, "-m", "dvc"]
-# How long an interrupted point may take to close its row and its files.
+# How long an interrupted trial may take to close its MLflow run and its files.
 STOP_SECONDS = 30
 
 
 def default_jobs(points: list[Point]) -> int:
-    """As many points at once as the machine has cores for their threads."""
+    """Return how many trials can run at once: the machine's cores divided by the threads of a trial."""
     return max(1, (os.cpu_count() or 1) // max(point.n_threads for point in points))
 
 
 def finished(points: list[Point]) -> dict[str, str]:
-    """{experiment: commit} of the points that are done, by whichever grid, queue or `dvc exp run`."""
+    """Return {experiment: commit} of the finished trials, whichever grid, queue or `dvc exp run` ran them."""
     commits = {digest_at(commit): commit for commit in experiments().values()}
     return {point.experiment: commits[point.digest] for point in points if point.digest in commits}
 
 
 @cache
 def digest_at(commit: str) -> str | None:
-    """The hash of the point that a commit's dvc.lock is of; an experiment's name may claim another one."""
+    """Return the digest of the trial that a commit's dvc.lock records; the experiment's name may claim another."""
     return digest_in_lock(dvcfiles.lock_at(commit))
 
 
 @contextmanager
 def copies(source: Path, n: int) -> Iterator[list[Path]]:
-    """Clones of a repository, with its workspace's changes to tracked files and DVC's cache; deleted afterwards.
+    """Clone a repository with the uncommitted changes to tracked files and its DVC cache; delete the clones afterwards.
 
-    Experiments in one repository would share a queue in which DVC stashes the workspace, one at a time.
+    In one repository experiments would wait for each other, because DVC stashes the workspace for one at a time.
 
     Args:
         source: the main repository, or one of its copies.
-        n: how many.
+        n: the number of clones.
     """
     root = main_root()
     (root / COPIES).mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def copies(source: Path, n: int) -> Iterator[list[Path]]:
 
 
 def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[Point]:
-    """Run points, one at a time in each folder; those that failed. An interruption stops all of them."""
+    """Run trials, one at a time in each folder, and return those that failed. An interruption stops all of them."""
     progress = SweepProgress(n_points, len(folders), n_done=n_points - len(points))
     failed = []
     waiting, idle = deque(points), list(folders)
@@ -106,7 +106,7 @@ def still_running(running: Mapping[Any, tuple[Point, Path, float]]) -> list[Runn
 
 
 def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
-    """DVC on one point, in a session of its own, so that a terminal's Ctrl-C reaches the sweep alone."""
+    """Start DVC on one trial, in its own session, so that Ctrl-C in a terminal reaches only the sweep."""
     with point.log.open("wb") as log:
         return subprocess.Popen(
             [*DVC, "exp", "run", "--name", point.experiment, *point.settings],
@@ -120,17 +120,17 @@ def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def collect(point: Point, folder: Path) -> PointResult | None:
-    """Bring a point's experiment into this repository; its numbers, None if there is no experiment."""
+    """Fetch a trial's experiment into this repository; return its numbers, or None if there is no experiment."""
     ref = f"refs/exps/*/{point.experiment}"
-    git(main_root(), "fetch", "--quiet", str(folder), f"+{ref}:{ref}")  # one that is there already is not of this point
+    git(main_root(), "fetch", "--quiet", str(folder), f"+{ref}:{ref}")  # replaces an experiment of another trial
     commit = finished([point]).get(point.experiment)
     return PointResult.read(lambda path: file_at(commit, path) or "") if commit else None
 
 
 def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Ctrl-C for each point, which closes its MLflow row; SIGKILL for what has not ended in time."""
+    """Send each trial Ctrl-C, so that it closes its MLflow run; SIGKILL those that do not end in time."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave points that run on
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave trials running
     deadline = time.monotonic() + STOP_SECONDS
     for number in (signal.SIGINT, signal.SIGKILL):
         for process in running:

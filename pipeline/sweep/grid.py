@@ -1,4 +1,4 @@
-"""The points of a sweep: a grid of parameters, each point known by its parameters and the code."""
+"""The trials of a sweep: the cells of a parameter grid, each identified by its parameters and the code."""
 
 import hashlib
 import itertools
@@ -28,13 +28,13 @@ class Point:
     changes: dict[str, Any]
     params: Params
     name: str
-    readable: str  # the name, as DVC allows it
-    digest: str  # of parameters and code: other grids name the same point otherwise
+    readable: str  # the name, in the characters that DVC allows
+    digest: str  # of parameters and code, because other grids give the same trial another name
     code: str  # the tag `code` of its MLflow run
 
     @property
     def experiment(self) -> str:
-        """The name of its DVC experiment."""
+        """The name of the trial's DVC experiment."""
         return f"{self.readable}-{self.digest}"
 
     @property
@@ -43,28 +43,28 @@ class Point:
 
     @property
     def n_threads(self) -> int:
-        """All of this machine's cores with `train.threads: auto`."""
+        """The number of threads that the training uses; with `train.threads: auto` all cores of this machine."""
         threads = self.params.train.threads
         return (os.cpu_count() or 1) if threads == "auto" else threads
 
     @property
     def settings(self) -> list[str]:
-        """`dvc exp run`'s options for it."""
+        """The options of `dvc exp run` for this trial."""
         return [part for name, value in self.changes.items() for part in ("-S", f"{name}={json.dumps(value)}")]
 
 
 def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
-    """{'model.bottleneck_size': [2, 4], …} of `name=value,value` arguments, several of which may be in one.
+    """Parse `name=value,value` arguments, each of which may hold several, to {'model.bottleneck_size': [2, 4], …}.
 
     Raises:
-        PipelineError: an argument is no `name=values`, or names one twice.
+        PipelineError: a part is not `name=values`, or a name is given twice.
     """
     grid: dict[str, list[Any]] = {}
     for argument in arguments:
         for part in re.split(r"\s+(?=[\w.]+=)", argument.strip()):
             name, equals, values = part.partition("=")
             if not equals or not values:
-                raise PipelineError(f"-S wants a parameter and its values, as train.lr=0.001,0.005; got {part!r}")
+                raise PipelineError(f"-S needs a parameter and its values, like train.lr=0.001,0.005; got {part!r}")
             if name in grid:
                 raise PipelineError(f"{name} is given twice; list its values with commas")
             grid[name] = parse_values(values)
@@ -72,12 +72,12 @@ def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
 
 
 def make_points(grid: dict[str, list[Any]]) -> list[Point]:
-    """The grid's points in the repository that is the working folder, with its other parameters and its code.
+    """Return the grid's trials, with the code and all other parameters of the repository in the working folder.
 
     The first parameter varies fastest, so that whole curves appear early.
 
     Raises:
-        PipelineError: a point has values that are not allowed.
+        PipelineError: a trial has values that are not allowed.
     """
     code, code_tag = fingerprints.code_of_stages(), fingerprints.training_code()
     varied = [name for name in grid if len(grid[name]) > 1]
@@ -93,30 +93,35 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
 
 
 def shared_stages(points: list[Point]) -> list[str]:
-    """The stages whose outs are the same for all points, by the working folder's dvc.yaml: those before the training
-    that no parameter reaches in which a point differs from the workspace."""
+    """Return the stages whose outputs are the same for all trials, by dvc.yaml in the working folder.
+
+    These are the stages outside the training and its descendants that depend on no parameter of the grid.
+    """
     of_a_point = dvcfiles.with_descendants({EXPERIMENT.train})
     return [stage for stage in dvcfiles.stages_without(changed_names(points)) if stage not in of_a_point]
 
 
 def changed_names(points: list[Point]) -> set[str]:
-    """The parameters that the grid sets, those with only one value too."""
+    """Return the parameters that the grid sets, including those with only one value."""
     return {name for point in points for name in point.changes}
 
 
 def default_name(grid: dict[str, list[Any]]) -> str:
-    """`bottleneck_size,seed`, with the value of a parameter that has only one."""
+    """Name a sweep after its parameters, with the value of those that have only one: `bottleneck_size,seed=0`."""
     return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
 
 
 def digest_of(params: Params, code: dict[str, str]) -> str:
-    """The hash that a point is known by; `code` is {path: MD5} of the stages' Python files."""
+    """Return the hash that identifies a trial; `code` is {path: MD5} of the stages' Python files."""
     content = json.dumps({"params": params.flat(), **dvcfiles.contents(code)}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def digest_in_lock(lock: dict[str, Any]) -> str | None:
-    """The hash of the point that a dvc.lock is of; None where it is not of one whole run, or of values not allowed."""
+    """Return the digest of the trial that a dvc.lock records.
+
+    None if it does not record one whole run, or if its parameters are not allowed.
+    """
     locked = lock.get("stages", {})
     if dvcfiles.contradictions(locked):
         return None

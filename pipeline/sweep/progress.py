@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each point that ends, and one that changes."""
+"""A sweep's progress: a line for each trial that ends, and one line that is updated."""
 
 import json
 import re
@@ -17,14 +17,14 @@ from pipeline.core.files import numbers
 from pipeline.core.metrics import METRICS_PATH, Metric, in_mlflow, parse_metrics, with_role
 from pipeline.experiment import EXPERIMENT
 
-# The least time between two lines in a log, and between two changes of the line on a terminal.
+# The shortest time between two progress lines in a log, and between two updates of the line on a terminal.
 SECONDS_BETWEEN_SWEEP_LINES = 60.0
 SECONDS_BETWEEN_CHANGES = 0.5
 CLEAR_LINE = "\r\x1b[K"
 
 
 class PointResult(NamedTuple):
-    """A point's two numbers, and what they are called: the one that selects points, and the one to report."""
+    """A trial's two numbers and their labels: the metric that selects trials, and the one to report."""
 
     select: float
     report: float
@@ -32,14 +32,14 @@ class PointResult(NamedTuple):
 
     @classmethod
     def of(cls, values: Mapping[str, float], metrics: dict[str, Metric]) -> "PointResult":
-        """From a run's metrics by their names in MLflow."""
+        """Build the result from a run's metrics, by their names in MLflow."""
         (select, first), (report, second) = with_role("select", metrics), with_role("report", metrics)
         labels = (first.label or select, second.label or report)
         return cls(values[in_mlflow(select)], values[in_mlflow(report)], labels)
 
     @classmethod
     def read(cls, text_of: Callable[[str], str]) -> "PointResult":
-        """From the texts of a repository's files, by their paths."""
+        """Build the result from a repository's files; `text_of` returns the text of a path."""
         stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
         files = [path for stage in (EXPERIMENT.train, EXPERIMENT.evaluate) for path in dvcfiles.outs_of(stages[stage])]
         values: dict[str, float] = {}
@@ -53,14 +53,14 @@ class PointResult(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A point that runs: its name, where its log is (or will be), and when it started on the monotonic clock."""
+    """A running trial: its name, the path of its log (which may not exist yet), its start on the monotonic clock."""
 
     name: str
     log: Path
     started: float
 
     def epochs(self) -> tuple[int, int]:
-        """(epochs done, epochs in all), as far as its log says; (0, 0) before the first."""
+        """Return (epochs done, epochs in total) from the log; (0, 0) before the first epoch ends."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - 4096))
@@ -72,7 +72,7 @@ class Running(NamedTuple):
 
 @dataclass
 class SweepProgress:
-    """Prints how far a sweep is: a line for each point that ends, and one that changes. `jobs` points run at once."""
+    """Print a sweep's progress: a line for each trial that ends, and one that is updated. `jobs` trials run at once."""
 
     n_points: int
     jobs: int
@@ -82,7 +82,7 @@ class SweepProgress:
     _next_line: float = 0.0
 
     def show(self, running: Sequence[Running]) -> None:
-        """Print the running points with their epochs: on a terminal in one changing line, in a log a line a minute."""
+        """Print the running trials with their epochs: on a terminal in an updated line, in a log once a minute."""
         if not running or time.monotonic() < self._next_line:
             return
         live = sys.stdout.isatty()
@@ -108,13 +108,13 @@ class SweepProgress:
             print(text, flush=True)
 
     def say(self, text: str) -> None:
-        """Print a line that is not written over."""
+        """Print a line that stays on the terminal."""
         print(f"{CLEAR_LINE if sys.stdout.isatty() else ''}{text}", flush=True)
 
     def on_end(
         self, name: str, result: PointResult | None, log: Path, seconds: float, running: Sequence[Running]
     ) -> None:
-        """Print how a point ended and after how many seconds. `result` is None if it failed; its log says why."""
+        """Print how a trial ended and how long it took. `result` is None if it failed; its log has the reason."""
         if result is None:
             self.n_failed += 1
         else:
@@ -125,7 +125,7 @@ class SweepProgress:
         self.say(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})")
 
     def _time_left(self, running: Sequence[Running]) -> list[str]:
-        """After what points took so far, or by the epochs of those that run; empty before anything is known."""
+        """Estimate the time left from finished trials, else from the epochs of running ones; empty if unknown."""
         parts = [done / n_epochs if n_epochs else 0.0 for done, n_epochs in (point.epochs() for point in running)]
         now = time.monotonic()
         whole = self.seconds or [
@@ -139,11 +139,11 @@ class SweepProgress:
     def on_interruption(self) -> None:
         if sys.stdout.isatty():
             print(CLEAR_LINE, end="", flush=True)
-        print(f"stopped; {self.n_done} of {self.n_points} points are done; the same command resumes", file=sys.stderr)
+        print(f"stopped; {self.n_done} of {self.n_points} trials are done; the same command resumes", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """As `42 s`, `3.5 min` or `2.1 h`."""
+    """Format seconds as `42 s`, `3.5 min` or `2.1 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,8 @@
-"""Run a sweep's points on Ray: on this machine, or on a cluster whose nodes have the same environment.
+"""Run a sweep's trials on Ray: on this machine, or on a cluster whose nodes have the same environment.
 
-Each point is a Ray task that runs the stages' own commands on its node (`pipeline.sweep.ray_node`). MLflow's store says
-which points are done. The driver alone tries again what was lost with a worker or a node, after a look at the store.
+Each trial is a Ray task that runs the stages' own commands on its node (`pipeline.sweep.ray_node`). MLflow's store
+records which trials are done. Ray never retries a task: if a worker or a node is lost, the driver checks the store and
+submits the trial again.
 """
 
 import hashlib
@@ -38,45 +39,48 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# After so many workers lost a point counts as failed.
+# A trial that loses its worker this many times counts as failed.
 TRIES = 3
-# A stage's settings, which Ray's tasks get from the driver, not from their node.
+# Prefixes of the variables that configure a stage; Ray's tasks get them from the driver, not from their node.
 SETTINGS = ("MLFLOW_", "PIPELINE_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "OPENBLAS_", "CUBLAS_", "NVIDIA_TF32_")
 
 
 def check(points: list[Point], address: str | None) -> None:
-    """Whether these points can run on Ray.
+    """Check that these trials can run on Ray.
 
     Raises:
-        PipelineError: they cannot; says what to do.
+        PipelineError: they cannot; the message says what to do.
     """
     if find_spec("ray") is None:
         raise PipelineError("Ray is not installed: make setup-cluster")
     if not store.is_on():
-        raise PipelineError("on Ray the MLflow store says what is done, so PIPELINE_TRACKING=0 cannot be")
+        raise PipelineError("a sweep on Ray reads from the MLflow store what is done: unset PIPELINE_TRACKING")
     if not shared_stages(points):
         varied = sorted(changed_names(points))
         causes = [name for name in varied if not dvcfiles.stages_without([name])] or varied
         raise PipelineError(
-            f"points on Ray share the prepared data, so a grid cannot vary {', '.join(causes)}: without --engine ray"
+            f"trials on Ray share the prepared data, so a grid cannot vary {', '.join(causes)}: leave out --engine ray"
         )
     gpus_per_point()
     if git(main_root(), "rev-parse", "--is-shallow-repository") == "true":
         raise PipelineError("a shallow clone cannot be sent to Ray's nodes: git fetch --unshallow")
     if address and not store.is_server(store.tracking_uri(main_root())):
         raise PipelineError(
-            "other machines cannot reach the store in this repository: let MLFLOW_TRACKING_URI name a tracking "
-            "server (docs/server.md)"
+            "other machines cannot reach the store in this repository: set MLFLOW_TRACKING_URI to a tracking server "
+            "(docs/server.md)"
         )
 
 
 def is_done(row: "Run") -> bool:
-    """Whether a row is that of a whole run."""
+    """Whether an MLflow run is finished and evaluated."""
     return row.info.status == "FINISHED" and EVALUATION_TAG in row.data.tags
 
 
 def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) -> "dict[str, Run]":
-    """{experiment: its oldest row} of the points that are done: the same parameters and code, whoever ran them."""
+    """Return {experiment: its oldest MLflow run} of the finished trials, whoever ran them.
+
+    A run counts if it has the same parameters and code.
+    """
     experiments = {_key(point.params.flat()): point.experiment for point in points}
     condition = f"tags.code = '{points[0].code}' AND attributes.status = 'FINISHED'"
     rows = {}
@@ -88,14 +92,14 @@ def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) ->
 
 
 def _key(params: Mapping[str, object]) -> frozenset[tuple[str, str]]:
-    """Parameters as MLflow keeps them, to find them by."""
+    """Return a hashable key of parameters as MLflow stores them."""
     return frozenset((name, str(value)) for name, value in params.items())
 
 
 def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> None:
-    """Leave one FINISHED row for each point that this repository ran on Ray; what a lost worker left ends as KILLED.
+    """Leave one FINISHED MLflow run for each trial that this clone ran on Ray; mark what a lost worker left as KILLED.
 
-    Called while none of them runs.
+    Call only while none of these trials is running.
     """
     rows: dict[str, list[Run]] = {point_tag(point): [] for point in points}
     for row in store.search_all(client, experiment_id, f"tags.`{POINT_TAG}` LIKE '{_owner()}-%'"):
@@ -106,44 +110,46 @@ def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> N
         for row in found:
             if row in done[-1:] or row.info.status not in ("RUNNING", "FINISHED"):
                 continue
-            # A late delivery may have ended it since the search.
+            # A late delivery may have ended the run since the search.
             if row.info.status == client.get_run(row.info.run_id).info.status:
                 client.set_terminated(row.info.run_id, "KILLED")
 
 
 def point_tag(point: Point) -> str:
-    """What a row says of the point that it is of: which clone of the repository ran it, and which point."""
+    """Return the tag that names a run's trial and the clone of the repository that ran it."""
     return f"{_owner()}-{point.digest}"
 
 
 def _owner() -> str:
-    """This clone of the repository among all."""
+    """Return an id of this clone of the repository."""
     return hashlib.sha256(f"{socket.gethostname()}:{main_root()}".encode()).hexdigest()[:16]
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[Any]:
-    """Ray, connected to a cluster, or to its own on this machine, with so many CPUs, only on loopback and with a token.
+    """Connect Ray to the cluster at `address`; without one start Ray on this machine with `cpus` CPUs.
+
+    Ray on this machine listens only on loopback and requires a token.
 
     Raises:
-        PipelineError: no cluster is at the address, or none can be started.
+        PipelineError: there is no cluster at the address, or Ray cannot be started.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray reads these when it is imported.
     if address is None:
-        # Its name for "not on other machines"; else it listens on the outer address.
+        # Despite its name it restricts Ray to loopback; otherwise Ray listens on the machine's outer address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Loopback is open to every user of this machine; who has the token runs code as this one.
+        # Every user of this machine can reach loopback; whoever has the token can run code as this user.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     else:
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else it tries an address for ten minutes
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # by default Ray tries an address for ten minutes
         if has_token():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` does the same
     import ray
 
-    # Not in TMPDIR: with a longer path than this Ray's sockets pass the system's limit of some 100 bytes.
+    # Not in TMPDIR: with a longer path the names of Ray's sockets exceed the system's limit of about 100 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private:
-        # Ray lets all users write into its folder, where the code lies that its workers run.
+        # Ray's folder holds the code that its workers run, and Ray makes it writable by all users.
         own = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": f"{private}/ray"}
         settings: dict[str, Any] = {"address": address} if address else own
         try:
@@ -163,21 +169,21 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
 
 
 def check_size(ray: Any, cpus: int) -> None:
-    """Whether some node has the CPUs that a point needs; Ray itself would wait for one without a word.
+    """Check that some node has the CPUs that a trial needs; Ray itself would wait silently.
 
     Raises:
-        PipelineError: none has.
+        PipelineError: no node has that many.
     """
     largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if largest < cpus:
         raise PipelineError(
-            f"a point needs {cpus} CPUs, as many as train.threads says, and the cluster's largest node has "
-            f"{largest:.0f}: -S train.threads={max(1, int(largest))}"
+            f"a trial needs {cpus} CPUs (train.threads), but the cluster's largest node has {largest:.0f}: "
+            f"-S train.threads={max(1, int(largest))}"
         )
 
 
 def has_token() -> bool:
-    """Whether Ray would find the token that a cluster started by `ray start` asks for."""
+    """Whether Ray would find a token, which a cluster started by `ray start` requires."""
     variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     return any(map(os.environ.get, variables)) or Path("~/.ray/auth_token").expanduser().is_file()
 
@@ -191,7 +197,7 @@ def run_points(
     address: str | None,
     n_points: int,
 ) -> list[Point]:
-    """Run points, as many at once as the cluster has CPUs (and GPUs) for, at most `jobs`; those that failed."""
+    """Run trials, as many at once as the cluster's CPUs and GPUs allow and at most `jobs`; return those that failed."""
     needs = max(point.n_threads for point in points)
     own_cpus = needs * jobs if jobs else max(os.cpu_count() or 1, needs)
     failed: list[Point] = []
@@ -222,24 +228,24 @@ def run_points(
             tries[point.experiment] += 1
 
         def still_running() -> list[Running]:
-            """Of all that Ray has, the first: those that run."""
+            """Return the trials that run: the first `progress.jobs` of those submitted to Ray."""
             first = list(running.values())[: progress.jobs]
             return [Running(p.name, ray_node.log_path(sweep, p.experiment), started) for p, started in first]
 
         try:
             while waiting or running:
                 progress.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // needs)
-                # Two more than can run, so that no worker waits for the driver.
+                # Submit two more than can run, so that no worker waits for the driver.
                 while waiting and len(running) < (jobs or progress.jobs + 2):
                     submit(waiting.popleft())
                 for done in ray.wait(list(running), timeout=1.0)[0]:
                     point, started = running.pop(done)
                     outcome = outcome_of(ray, done, point, client, experiment_id)
                     if outcome is None and tries[point.experiment] < TRIES:
-                        progress.say(f"{point.name}: lost with its worker, tried again")
+                        progress.say(f"{point.name}: its worker was lost, trying again")
                         waiting.appendleft(point)
                         continue
-                    outcome = outcome or Outcome(None, f"lost with its worker {TRIES} times\n")
+                    outcome = outcome or Outcome(None, f"its worker was lost {TRIES} times\n")
                     if outcome.result is None:
                         failed.append(point)
                     point.log.write_text(outcome.log)
@@ -254,28 +260,28 @@ def run_points(
 
 
 def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experiment_id: str) -> Outcome | None:
-    """How a task ended; None if it was lost with its worker or node before the store had its row."""
+    """Return how a task ended; None if its worker or node was lost before the store had the trial's run."""
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError | OSError):  # a full disk on its node, say
+        if isinstance(error.cause, PipelineError | OSError):  # for example a full disk on its node
             return Outcome(None, f"error: {error.cause}\n")
-        raise  # a bug of this project's
+        raise  # a bug in this project
     except ray.exceptions.RayError as error:
         try:
             row = finished(client, experiment_id, [point]).get(point.experiment)
-        except PipelineError:  # the store fails at this moment; should there be a row, `settle` leaves one of two
+        except PipelineError:  # the store fails now; if it has a run, `settle` keeps one of the two
             return None
         if row is None:
             return None
         numbers = PointResult.of(row.data.metrics, load_metrics())
-        return Outcome(numbers, f"its worker was lost after the row was finished: {error}\n")
+        return Outcome(numbers, f"its worker was lost after its MLflow run had finished: {error}\n")
 
 
 def shared_content(stages: list[str]) -> tuple[Shared, str]:
-    """What every node needs, and a name for it that is the same for the same content; called in the snapshot.
+    """Return what every node needs, and a name for it that depends only on its content. Call it in the snapshot.
 
-    `stages` are those whose outs all points share.
+    `stages` are the stages whose outputs all trials share.
     """
     snapshot, bundle = Path.cwd(), Path(".dvc/tmp/bundle")
     head, workspace = commit_workspace(snapshot)
@@ -292,32 +298,32 @@ def shared_content(stages: list[str]) -> tuple[Shared, str]:
 
 
 def settings_of_stages() -> dict[str, str]:
-    """The environment variables that decide what a stage does, with the store's address made absolute."""
+    """Return the environment variables that configure a stage, with the store's address made absolute."""
     settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
     return settings | {"MLFLOW_TRACKING_URI": store.tracking_uri(main_root())}
 
 
 def gpus_of(point: Point) -> float:
-    """`gpus_per_point`, unless the point trains on the CPU."""
+    """Return the GPUs that a trial takes: `gpus_per_point()`, or 0 if it trains on the CPU."""
     return 0 if point.params.train.device == "cpu" else gpus_per_point()
 
 
 def gpus_per_point() -> float:
-    """One, or what PIPELINE_GPUS_PER_POINT says.
+    """Return the value of PIPELINE_GPUS_PER_POINT, by default 1.
 
     Raises:
-        PipelineError: that is no number.
+        PipelineError: the value is not a number.
     """
     gpus = os.environ.get("PIPELINE_GPUS_PER_POINT", "1")
     if not re.fullmatch(r"\d+(\.\d+)?", gpus):
         raise PipelineError(
-            f"PIPELINE_GPUS_PER_POINT must be a number of GPUs or a share of one, as 0.25; got {gpus!r}"
+            f"PIPELINE_GPUS_PER_POINT must be a number of GPUs or a fraction of one, like 0.25; got {gpus!r}"
         )
     return float(gpus)
 
 
 def remove_everywhere(ray: Any, sweep: str) -> None:
-    """Delete what the nodes keep of a sweep."""
+    """Delete a sweep's files on all nodes."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -327,12 +333,12 @@ def remove_everywhere(ray: Any, sweep: str) -> None:
 
 
 def command_for(point: Point) -> str:
-    """The command that makes a point the workspace's experiment."""
+    """Return the command that runs a trial in the workspace."""
     return shlex.join(["dvc", "exp", "run", *point.settings])
 
 
 def best(points: list[Point], rows: "dict[str, Run]") -> Point | None:
-    """The point that the metric with `role: select` chooses."""
+    """Return the finished trial with the best value of the metric with `role: select`; None if none is finished."""
     name, metric = with_role("select", load_metrics())
     done = [point for point in points if point.experiment in rows]
 

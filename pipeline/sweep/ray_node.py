@@ -1,9 +1,9 @@
-"""What runs on a node of a Ray cluster: the stages of one point, in a clone of the repository.
+"""The code that runs on a node of a Ray cluster: the stages of one trial, in a clone of the repository.
 
-A node gets the repository and the shared outs, those of the stages that no varied parameter reaches, from Ray's object
-store once, into its own folder, where each point has a clone. If a point comes back to the node after a kill, stages
-that are done are not run again, and a stopped training resumes from its checkpoint. A finished point's clone is
-deleted.
+A node fetches the repository and the shared outputs once from Ray's object store into its own folder. Shared outputs
+are those of stages that depend on no varied parameter. Each trial has a clone in that folder. If a killed trial comes
+back to the node, its finished stages are not run again, and a stopped training resumes from its checkpoint. The clone
+of a finished trial is deleted.
 """
 
 import getpass
@@ -28,14 +28,14 @@ from pipeline.core.git import check_out_workspace, git
 from pipeline.sweep.progress import PointResult
 from pipeline.tracking.journal import journals
 
-# How long the last of a point's rows may take to reach MLflow, after which `make sync` tries once more.
+# How long the stages' own deliveries to MLflow may take; after that `pipeline.tracking.sync` tries once more.
 DELIVERY_SECONDS = 60.0
 LONGEST_LOG = 100_000
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all points of a sweep have in common: a git bundle of the repository, and {path: content} of shared outs."""
+    """Data that all trials share: a git bundle of the repository, and {path: content} of the shared outputs."""
 
     bundle: bytes
     outs: dict[str, bytes]
@@ -43,7 +43,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Order:
-    """One point: its parameters, the commands of its stages by name, and environment variables for them."""
+    """One trial: its parameters, its stages' commands by name, and the environment variables for them."""
 
     sweep: str
     experiment: str
@@ -54,22 +54,22 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a point ended: its numbers, None if it failed; and what its stages printed."""
+    """How a trial ended: its numbers, or None if it failed, and what its stages printed."""
 
     result: PointResult | None
     log: str
 
 
 def node_folder(sweep: str) -> Path:
-    """Where a node keeps a sweep's files.
+    """Return the folder of a sweep's files on a node.
 
     Raises:
-        PipelineError: another user made that folder, and could change what is run there.
+        PipelineError: the parent folder belongs to another user, who could change the code that runs there.
     """
     own = _own_folder()
     own.mkdir(mode=0o700, exist_ok=True)
     if own.is_symlink() or own.stat().st_uid != os.getuid():
-        raise PipelineError(f"{own} is another user's; delete it")
+        raise PipelineError(f"{own} belongs to another user; delete it")
     return own / sweep
 
 
@@ -78,22 +78,22 @@ def _own_folder() -> Path:
 
 
 def log_path(sweep: str, experiment: str) -> Path:
-    """Where the stages of a point print while they run, on its node."""
+    """Return the log, on the trial's node, that its running stages print to."""
     return _own_folder() / sweep / f"{experiment}.log"
 
 
 def run_point(order: Order, shared: list[Any]) -> Outcome:
-    """Run a point's stages that are not done yet, and wait until MLflow has its row.
+    """Run a trial's unfinished stages, and wait until MLflow has its run.
 
     Args:
-        order: the point.
-        shared: Ray's reference to a `Shared`, in a list, for which Ray does not fetch it before it is wanted.
+        order: the trial.
+        shared: Ray's reference to a `Shared`. It is in a list so that Ray does not fetch it before it is needed.
     """
     folder = node_folder(order.sweep)
     folder.mkdir(exist_ok=True)
     clone = folder / order.experiment
     log_file = log_path(order.sweep, order.experiment)
-    # The stages of an earlier try may still be ending.
+    # The stages of an earlier attempt may still be stopping.
     with FileLock(folder / f"{order.experiment}.lock"):
         if not (clone / "ready").exists():
             make_clone(clone, prepare_node(folder, shared), order.params)
@@ -109,7 +109,7 @@ def run_point(order: Order, shared: list[Any]) -> Outcome:
 
 
 def prepare_node(folder: Path, shared: list[Any]) -> Path:
-    """The node's copy of the repository with the shared outs, made by the first point that comes here."""
+    """Return the node's copy of the repository and the shared outputs; the first trial on the node makes it."""
     import ray
 
     base = folder / "base"
@@ -130,7 +130,7 @@ def prepare_node(folder: Path, shared: list[Any]) -> Path:
 
 
 def make_clone(clone: Path, base: Path, params: dict[str, Any]) -> None:
-    """A folder for a point: the repository as the sweep's workspace was, the shared outs, the point's parameters."""
+    """Make a trial's folder: the sweep's workspace, the shared outputs and the trial's parameters."""
     shutil.rmtree(clone, ignore_errors=True)
     git(base, "clone", "--quiet", "--shared", "--no-checkout", str(base), str(clone))
     git(clone, "fetch", "--quiet", "origin", "refs/sweep/*:refs/sweep/*")
@@ -139,19 +139,19 @@ def make_clone(clone: Path, base: Path, params: dict[str, Any]) -> None:
         target = clone / out.relative_to(base / "outs")
         target.unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.hardlink_to(out)  # no stage of a point writes these
+        target.hardlink_to(out)  # no stage of a trial writes to these
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (clone / "ready").touch()
 
 
 def run_stage(name: str, clone: Path, order: Order, log: Any) -> bool:
-    """Run a stage unless it is done; whether it is now."""
+    """Run a stage unless it is done; return whether it succeeded."""
     done = clone / f"{name}.done"
     if done.exists():
         return True
     command = shlex.split(order.commands[name])
     if shutil.which("setpriv"):
-        # The stages end with this process, however it ends, and close their row.
+        # However this process ends, the stage gets SIGTERM and closes its MLflow run.
         command = ["setpriv", "--pdeathsig", "TERM", *command]
     status = subprocess.run(
         command,
@@ -167,9 +167,9 @@ def run_stage(name: str, clone: Path, order: Order, log: Any) -> bool:
 
 
 def stage_environment(order: Order) -> dict[str, str]:
-    """The environment in which a stage runs as DVC would run it: the sweep's settings, and none of Ray's own.
+    """Return the environment that a stage would have under DVC: the sweep's settings, without Ray's own variables.
 
-    Ray sets the number of OpenMP's threads, which is `train.threads`' to say.
+    Ray sets OMP_NUM_THREADS, but `train.threads` decides the number of threads.
     """
     inherited = environment_of_stages()
     for name in ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_TOKEN"):
@@ -178,7 +178,11 @@ def stage_environment(order: Order) -> dict[str, str]:
 
 
 def is_delivered(clone: Path, order: Order, log: Any) -> bool:
-    """Wait for the stages' own deliveries to MLflow; if they gave up or take too long, try once more."""
+    """Wait for the stages' own deliveries to MLflow; if they gave up or take too long, try once more.
+
+    Returns:
+        Whether everything was delivered.
+    """
     deadline = time.monotonic() + DELIVERY_SECONDS
     while waiting := journals(clone):
         if time.monotonic() > deadline or any(journal.problem() for journal in waiting):
@@ -191,5 +195,5 @@ def is_delivered(clone: Path, order: Order, log: Any) -> bool:
 
 
 def remove(sweep: str) -> None:
-    """Delete what a node keeps of a sweep."""
+    """Delete a sweep's files on a node."""
     shutil.rmtree(node_folder(sweep), ignore_errors=True)

@@ -87,7 +87,7 @@ def scratch(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def reviewed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reviewer:
-    """Run the command; returns its exit code and what it printed (an error's message for code 2)."""
+    """Return a function that runs the command and returns its exit code and output (the error's message for 2)."""
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["review", *arguments])
@@ -110,7 +110,7 @@ def commit(folder: Path, message: str) -> str:
 
 
 def change(folder: Path, file: str, old: str, new: str, repro: bool = True) -> str:
-    """Edit one file, run the pipeline if asked to, and commit."""
+    """Edit one file, run the pipeline if `repro`, and commit; return the commit."""
     text = (folder / file).read_text()
     assert old in text
     (folder / file).write_text(text.replace(old, new))
@@ -119,17 +119,17 @@ def change(folder: Path, file: str, old: str, new: str, repro: bool = True) -> s
     return commit(folder, f"{file}: {new}")
 
 
-def test_no_change_is_said_in_words(scratch: Path, reviewed: Reviewer) -> None:
-    """Two equal commits: every section says that nothing changed, exit code 0."""
+def test_no_change_is_reported_in_every_section(scratch: Path, reviewed: Reviewer) -> None:
+    """For two equal commits every section reports that nothing changed, and the exit code is 0."""
     code, text = reviewed("HEAD", "HEAD")
     assert code == 0
     assert "Frozen" not in text
-    for words in ("No parameter changed.", "No metric changed.", "None.", "No figure changed.", "It belongs to"):
+    for words in ("No parameter changed.", "No metric changed.", "None.", "No figure changed.", "It matches"):
         assert words in text
 
 
 def test_a_better_result_passes(scratch: Path, reviewed: Reviewer) -> None:
-    """Parameters, metrics with difference and per cent, stages with reasons, figures; exit code 0."""
+    """A better result exits with 0 and lists parameters, metrics with differences, stages with reasons, and figures."""
     change(scratch, "params.yaml", "width: 4", "width: 8")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 0
@@ -142,7 +142,7 @@ def test_a_better_result_passes(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_a_worse_result_fails(scratch: Path, reviewed: Reviewer) -> None:
-    """A metric beyond its tolerance, in its own direction, is exit code 1."""
+    """A metric that gets worse by more than its tolerance gives exit code 1."""
     change(scratch, "params.yaml", "width: 4", "width: 2")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 1
@@ -164,13 +164,13 @@ def test_a_worse_result_fails(scratch: Path, reviewed: Reviewer) -> None:
     ],
 )
 def test_a_verdict_is_absolute_plus_relative(better: str, new: float, verdict: str) -> None:
-    """From 1.0 with 0.05 absolute and 10 % relative, 0.15 either way is neither better nor worse."""
+    """With 0.05 absolute and 10 % relative, a change of up to 0.15 from 1.0 is within tolerance."""
     tolerance = Metric.model_validate({"better": better, "absolute": 0.05, "relative": 0.1})
     assert tolerance.verdict(1.0, new) == verdict
 
 
 def test_a_little_worse_is_tolerated(scratch: Path, reviewed: Reviewer) -> None:
-    """Within 5 % of the old value the gate stays open."""
+    """A metric that gets worse by less than its tolerance of 5 % passes."""
     change(scratch, "measure.py", "factor = 1.0", "factor = 1.04")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 0
@@ -180,7 +180,7 @@ def test_a_little_worse_is_tolerated(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_a_metric_that_vanishes_fails(scratch: Path, reviewed: Reviewer) -> None:
-    """Leaving a judged metric out does not open the gate; one that becomes NaN does not either."""
+    """A judged metric that is removed or becomes NaN fails the gate."""
     change(scratch, "measure.py", '"mse": factor * 0.4 / width', '"mse": float("nan")')
     assert reviewed("HEAD~1", "HEAD")[0] == 1
     values = json.loads(reviewed("HEAD~1", "HEAD", "--json")[1], parse_constant=pytest.fail)
@@ -192,7 +192,7 @@ def test_a_metric_that_vanishes_fails(scratch: Path, reviewed: Reviewer) -> None
 
 
 def test_other_data_does_not_pass(scratch: Path, reviewed: Reviewer) -> None:
-    """Where the test images changed, metrics cannot be compared, whatever the metrics are called."""
+    """If the test images changed, the metrics are not comparable, and the review fails."""
     stage = "  split:\n    cmd: python split.py\n    deps: [split.py]\n    outs: [data/prepared/test.safetensors]\n"
     (scratch / "split.py").write_text('open("data/prepared/test.safetensors", "w").write("images")')
     (scratch / "data/prepared").mkdir(parents=True)
@@ -202,29 +202,29 @@ def test_other_data_does_not_pass(scratch: Path, reviewed: Reviewer) -> None:
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 1
     assert "| test.mse | 0.1 | 0.05 | -0.05 | -50.0 | not comparable |" in text
-    assert "❌ test.mse is of other data." in text
+    assert "❌ test.mse was measured on other data." in text
 
 
-def test_another_file_of_that_name_is_no_other_data() -> None:
-    """Only the prepared splits count."""
+def test_only_the_prepared_splits_count_as_data() -> None:
+    """A file of the same name outside the experiment's data folder does not count as its data."""
     outs = [{"path": f"data/{folder}/test.safetensors", "md5": folder} for folder in ("prepared", "augmented")]
     lock = json.dumps({"stages": {"all": {"outs": outs}}}).encode()
     assert command.data_hashes(lock) == {"data/prepared/test.safetensors": "prepared"}
 
 
 def test_metrics_must_be_in_git(scratch: Path, reviewed: Reviewer) -> None:
-    """A review sees no number in a cached file, so that it would pass whatever is in it."""
+    """Cached metrics fail the review, because it cannot see their numbers."""
     change(scratch, "dvc.yaml", "metrics.json: {cache: false}", "metrics.json")
     git(scratch, "rm", "-q", "--cached", "metrics.json")
     run(scratch, "dvc", "commit", "-f", "-q")
     commit(scratch, "cached")
     code, text = reviewed("HEAD", "HEAD")
     assert code == 3
-    assert "**measure**: `metrics.json` is a metric that git does not have; give it `cache: false`" in text
+    assert "**measure**: `metrics.json` is a metric that is not in git; declare it with `cache: false`" in text
 
 
 def test_metrics_of_a_pipeline_in_a_subfolder_must_be_written_by_a_stage(scratch: Path, reviewed: Reviewer) -> None:
-    """Numbers that somebody wrote by hand are no results, whichever dvc.yaml declares them."""
+    """Metrics that no stage writes fail, whichever dvc.yaml declares them."""
     (scratch / "sub").mkdir()
     (scratch / "sub/dvc.yaml").write_text("metrics: [../hand.json]\n")
     (scratch / "hand.json").write_text('{"test": {"psnr_db": 99}}')
@@ -235,10 +235,10 @@ def test_metrics_of_a_pipeline_in_a_subfolder_must_be_written_by_a_stage(scratch
 
 
 @pytest.mark.parametrize("dependency", ["data", "data/gen/a.csv"])
-def test_a_dependency_in_or_around_cached_outs_may_be_absent(
+def test_a_dependency_in_or_around_cached_outputs_may_be_absent(
     scratch: Path, reviewed: Reviewer, dependency: str
 ) -> None:
-    """A clone without cache lacks what is in a folder of outs, which is not a reason to fail."""
+    """A clone without a cache lacks the files in cached folders, and that is not a reason to fail."""
     (scratch / "gen.py").write_text(
         "import pathlib\n"
         'pathlib.Path("data/gen").mkdir(parents=True, exist_ok=True)\n'
@@ -256,11 +256,11 @@ def test_a_dependency_in_or_around_cached_outs_may_be_absent(
 """
     change(scratch, "dvc.yaml", "stages:\n", "stages:\n" + stages)
     code, text = reviewed("HEAD~1", "HEAD")
-    assert (code, "It does not belong" in text) == (0, False), text
+    assert (code, "It does not match" in text) == (0, False), text
 
 
 def test_files_that_only_look_like_the_pipelines(scratch: Path, reviewed: Reviewer) -> None:
-    """A dvc.lock without a dvc.yaml, and a link that leads out of the repository, are nobody's results."""
+    """A dvc.lock without a dvc.yaml, and a link that leads out of the repository, are ignored."""
     (scratch / "fixtures").mkdir()
     shutil.copy(scratch / "dvc.lock", scratch / "fixtures")
     (scratch / "hosts").symlink_to("/etc/hosts")
@@ -270,7 +270,7 @@ def test_files_that_only_look_like_the_pipelines(scratch: Path, reviewed: Review
 
 
 def test_each_metric_is_compared_on_its_own_split() -> None:
-    """Other validation images leave the test metrics comparable, and the other way round. New metrics pass."""
+    """Other validation images leave the test metrics comparable, and vice versa; new metrics pass."""
     tolerances = {"*.mse": Metric(better="lower", absolute=0, relative=0.1)}
     metrics = [Change("test.mse", 1.0, 0.5), Change("valid.mse", 1.0, 0.5), Change("new.mse", None, 0.5)]
     for split, other in (("valid", "test"), ("test", "valid")):
@@ -280,7 +280,7 @@ def test_each_metric_is_compared_on_its_own_split() -> None:
 
 
 def test_the_headline_comes_first_and_digits_are_folded() -> None:
-    """Metrics that fail come first, each part in the order of metrics.yaml; the verdict names three of them."""
+    """Failing metrics come first, each part in the order of metrics.yaml; the verdict names three of them."""
     tolerances = parse_metrics((PROJECT / "metrics.yaml").read_bytes())
     names = ["accuracy.nearest_neighbours.codes", "codes.n_dead", "test.psnr_db", "test.mse", "valid.best_mse"]
     metrics = [Change(name, 1.0, 1.184) for name in [*names, "test.digit_mse.1", "test.digit_mse.0"]]
@@ -321,13 +321,13 @@ def test_the_headline_comes_first_and_digits_are_folded() -> None:
     ],
 )
 def test_exit_code_of_a_verdict(verdict: str, lock: dict[str, list[str]], code: int) -> None:
-    """A dvc.lock that is out of date comes before any verdict on metrics."""
+    """An out-of-date dvc.lock takes precedence over any verdict on metrics."""
     metrics = [MetricChange("a", 1, 1, "better", None), MetricChange("b", 1, 2, verdict, "3 %")]
     assert Review("base", "head", "head", [], metrics, {}, lock, [], []).exit_code == code
 
 
 def test_changes_are_sorted_and_equal_values_left_out() -> None:
-    """Over all files; NaN counts as a number that can be compared by nobody, so that it is new."""
+    """Changes are sorted by name over all files, equal values are left out, and a value that was NaN counts as new."""
     files = {
         "one": {"b.a": {"old": 1, "new": 2}, "c": {"old": 3, "new": 3}},
         "two": {"a.b": {"old": float("nan"), "new": 1}},
@@ -340,7 +340,7 @@ def test_changes_are_sorted_and_equal_values_left_out() -> None:
 
 
 def test_a_renamed_file_of_metrics_loses_none() -> None:
-    """A value that one file lost and another got is compared."""
+    """A metric that moved from one file to another is compared."""
     files = {
         "old.json": {"test.mse": {"old": 1, "new": None}, "same": {"old": 2, "new": None}},
         "new.json": {"test.mse": {"old": None, "new": 3}, "same": {"old": None, "new": 2}},
@@ -349,7 +349,7 @@ def test_a_renamed_file_of_metrics_loses_none() -> None:
 
 
 def test_verdict_names_what_vanished() -> None:
-    """A metric that is gone has no difference; two failures need no "more"."""
+    """The verdict names a metric that is gone, without a difference, and lists two failures completely."""
     gone = MetricChange("test.mse", 0.1, None, "gone", "5 %")
     zero = MetricChange("test.bias", 0.0, 2.0, "worse", "5 %")
     text = report.markdown(Review("base", "head", "head", [], [gone, zero], {}, {}, [], []), None)
@@ -373,14 +373,14 @@ def test_verdict_names_what_vanished() -> None:
         ),
     ],
 )
-def test_results_that_are_not_of_this_code_fail(
+def test_results_that_this_code_did_not_produce_fail(
     scratch: Path, reviewed: Reviewer, file: str, old: str, new: str, reason: str
 ) -> None:
-    """A parameter, code, metric or command changed without a run: dvc.lock is out of date, exit code 3."""
+    """A parameter, code, metric or command that changed without a run makes dvc.lock out of date: exit code 3."""
     change(scratch, file, old, new, repro=False)
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert f"It does not belong to the files that are committed with it:\n\n- {reason}" in text
+    assert f"It does not match the files that are committed with it:\n\n- {reason}" in text
 
 
 FIGURE = "    plots:\n      - figure.png: {cache: false}\n"
@@ -389,7 +389,7 @@ FIGURE = "    plots:\n      - figure.png: {cache: false}\n"
 @pytest.mark.parametrize(
     ("edits", "reasons"),
     [
-        (  # a cached path may be absent, but not different
+        (  # a cached file may be absent, but not different
             [("dvc.yaml", "metrics.json: {cache: false}", "metrics.json"), ("metrics.json", "0.1", "0.01")],
             ["**measure**: `metrics.json` modified"],
         ),
@@ -434,7 +434,7 @@ FIGURE = "    plots:\n      - figure.png: {cache: false}\n"
                 ("metrics.json", "0.1", "0.01"),
             ],
             [
-                "**measure**: in dvc.lock, not in dvc.yaml: delete it there",
+                "**measure**: not in dvc.yaml: delete it from dvc.lock",
                 "**dvc.yaml**: no stage writes the metrics `metrics.json`",
             ],
         ),
@@ -447,7 +447,7 @@ FIGURE = "    plots:\n      - figure.png: {cache: false}\n"
 def test_dvc_lock_must_list_what_dvc_yaml_declares(
     scratch: Path, reviewed: Reviewer, edits: list[tuple[str, str, str]], reasons: list[str]
 ) -> None:
-    """DVC itself would skip the stage in most of these cases, though its results are not those of this code."""
+    """Differences between dvc.lock and dvc.yaml fail, although DVC itself would skip the stage in most cases."""
     for file, old, new in edits:
         text = (scratch / file).read_text()
         assert old in text
@@ -455,11 +455,11 @@ def test_dvc_lock_must_list_what_dvc_yaml_declares(
     commit(scratch, "nothing was run")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert "It does not belong to the files that are committed with it:\n\n- " + "\n- ".join(reasons) + "\n\n" in text
+    assert "It does not match the files that are committed with it:\n\n- " + "\n- ".join(reasons) + "\n\n" in text
 
 
 def test_a_commit_without_dvc_lock(scratch: Path, reviewed: Reviewer) -> None:
-    """Each stage is out of date."""
+    """Without a dvc.lock every stage is out of date."""
     (scratch / "dvc.lock").unlink()
     commit(scratch, "no dvc.lock")
     code, text = reviewed("HEAD~1", "HEAD")
@@ -468,7 +468,7 @@ def test_a_commit_without_dvc_lock(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_metrics_that_dvc_add_tracks(scratch: Path, reviewed: Reviewer) -> None:
-    """Numbers that no stage computed are not results of this code, in whatever way DVC tracks them."""
+    """Metrics that no stage writes fail, even if `dvc add` tracks them."""
     (scratch / "numbers.json").write_text('{"test": {"psnr_db": 99}}')
     run(scratch, "dvc", "add", "-q", "numbers.json")
     change(scratch, "dvc.yaml", "stages:", "metrics: [numbers.json]\nstages:", repro=False)
@@ -492,7 +492,7 @@ def test_single_values_whole_files_and_nulls_of_parameters(scratch: Path, review
 
 
 def test_a_forced_run_brings_dvc_lock_up_to_date(scratch: Path, reviewed: Reviewer) -> None:
-    """What dvc.yaml no longer declares leaves dvc.lock by `dvc repro --force`, as the report says."""
+    """`dvc repro --force`, which the report names, removes from dvc.lock what dvc.yaml no longer declares."""
     change(scratch, "dvc.yaml", "[measure.py, model.bin]", "[model.bin]")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
@@ -504,12 +504,12 @@ def test_a_forced_run_brings_dvc_lock_up_to_date(scratch: Path, reviewed: Review
 
 
 def test_frozen_stages_are_checked_like_others(scratch: Path, reviewed: Reviewer) -> None:
-    """Freezing is noted, and passes; what a frozen stage reads must be what dvc.lock has."""
+    """Freezing is noted and passes, but the inputs of a frozen stage must match dvc.lock."""
     run(scratch, "dvc", "freeze", "make", "measure")
     commit(scratch, "frozen")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 0
-    assert "Frozen, so that `dvc repro` skips them until `dvc unfreeze`: `make`, `measure`." in text
+    assert "Frozen stages, which `dvc repro` skips until `dvc unfreeze`: `make`, `measure`." in text
     change(scratch, "measure.py", "factor = 1.0", "factor = 0.9", repro=False)
     change(scratch, "params.yaml", "width: 4", "width: 8")
     code, text = reviewed("HEAD~2", "HEAD")
@@ -518,7 +518,7 @@ def test_frozen_stages_are_checked_like_others(scratch: Path, reviewed: Reviewer
 
 
 def test_a_lock_without_hashes_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
-    """The absence of data is excused only where dvc.lock has its hash."""
+    """Data may be absent only if dvc.lock has its hash."""
     lock = (scratch / "dvc.lock").read_text()
     (scratch / "dvc.lock").write_text(re.sub(r"(path: model.bin\n).*\n.*md5.*\n", r"\1", lock))
     commit(scratch, "no hash")
@@ -528,7 +528,7 @@ def test_a_lock_without_hashes_is_out_of_date(scratch: Path, reviewed: Reviewer)
 
 
 def test_stages_in_other_folders_and_generated_stages(scratch: Path, reviewed: Reviewer) -> None:
-    """Stages with wdir, of foreach and of a dvc.yaml in a subfolder are compared like others."""
+    """Stages with wdir, stages from foreach and stages of a dvc.yaml in a subfolder are compared like others."""
     (scratch / "write.py").write_text('import sys\nopen(sys.argv[1], "w").write("content")\n')
     for folder in ("a", "b", "sub"):
         (scratch / folder).mkdir()
@@ -558,15 +558,15 @@ def test_stages_in_other_folders_and_generated_stages(scratch: Path, reviewed: R
     for reason in (
         "- **two**: `b/out` deleted\n",
         "- **many@x**: `x.txt` modified\n",
-        "- **sub/dvc.yaml:make**: `a/out` is another version than the one that dvc.lock has as an out; `sub/out` mod",
+        "- **sub/dvc.yaml:make**: `a/out` is not the version that dvc.lock records as an output; `sub/out` mod",
     ):
         assert reason in text
     assert "**one**" not in text
     assert "many@y" not in text
 
 
-def test_a_cached_out_as_a_new_dependency_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
-    """That data is absent excuses only what dvc.lock has recorded for this very stage."""
+def test_a_cached_output_as_a_new_dependency_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
+    """Absent data is accepted only if dvc.lock records it for the same stage."""
     stage = "  third:\n    cmd: python measure.py\n    deps: [measure.py]\n    outs: [third.bin]\n"
     (scratch / "third.bin").write_text("")
     (scratch / "dvc.yaml").write_text(DVC_YAML + stage.replace("measure.py\n", '-c \'open("third.bin", "w")\'\n', 1))
@@ -580,7 +580,7 @@ def test_a_cached_out_as_a_new_dependency_is_out_of_date(scratch: Path, reviewed
 
 
 def test_a_base_that_cannot_be_read(scratch: Path, reviewed: Reviewer) -> None:
-    """A damaged metrics file in the base does not make every metric new and open the gate."""
+    """A corrupt metrics file in the base is an error; it does not make every metric count as new."""
     metrics = (scratch / "metrics.json").read_text()
     (scratch / "metrics.json").write_text("{")
     commit(scratch, "damaged")
@@ -592,7 +592,7 @@ def test_a_base_that_cannot_be_read(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_a_base_with_a_conflicted_lock_can_be_repaired(scratch: Path, reviewed: Reviewer) -> None:
-    """The commit that repairs dvc.lock passes, with a note."""
+    """A commit that repairs dvc.lock passes with a note; a conflicted dvc.lock under review is an error."""
     lock = (scratch / "dvc.lock").read_text()
     (scratch / "dvc.lock").write_text("<<<<<<< HEAD\n" + lock)
     commit(scratch, "conflict")
@@ -608,7 +608,7 @@ def test_a_base_with_a_conflicted_lock_can_be_repaired(scratch: Path, reviewed: 
 
 
 def test_files_that_dvc_add_tracks(scratch: Path, reviewed: Reviewer) -> None:
-    """A `.dvc` file beside the stages is no trouble."""
+    """A dependency that `dvc add` tracks is checked like an output of a stage."""
     (scratch / "raw.txt").write_text("raw")
     run(scratch, "dvc", "add", "-q", "raw.txt")
     change(scratch, "dvc.yaml", "deps: [make.py]", "deps: [make.py, raw.txt]")
@@ -620,11 +620,11 @@ def test_files_that_dvc_add_tracks(scratch: Path, reviewed: Reviewer) -> None:
     commit(scratch, "other data, nothing run")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert "- **make**: `raw.txt` is another version than the one that dvc.lock has as an out" in text
+    assert "- **make**: `raw.txt` is not the version that dvc.lock records as an output" in text
 
 
-def test_what_the_base_branch_did_since_is_not_held_against_the_change(scratch: Path, reviewed: Reviewer) -> None:
-    """Against a branch the comparison starts where HEAD left it; against a commit, at that commit."""
+def test_later_commits_of_the_base_branch_do_not_count(scratch: Path, reviewed: Reviewer) -> None:
+    """A branch as base stands for the commit at which HEAD left it; a commit as base stands for itself."""
     git(scratch, "checkout", "-q", "-b", "change")
     (scratch / "README.md").write_text("other words\n")
     commit(scratch, "words")
@@ -638,7 +638,7 @@ def test_what_the_base_branch_did_since_is_not_held_against_the_change(scratch: 
 
 
 def test_a_removed_figure_has_changed(scratch: Path, reviewed: Reviewer) -> None:
-    """A figure that only the base declares is among those that changed."""
+    """A figure that only the base declares is listed as changed."""
     (scratch / "figure.png").unlink()
     text = (scratch / "measure.py").read_text().replace('pathlib.Path("figure.png")', "# ")
     (scratch / "measure.py").write_text(text)
@@ -650,7 +650,7 @@ def test_a_removed_figure_has_changed(scratch: Path, reviewed: Reviewer) -> None
 
 
 def test_from_a_subfolder(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole repository is reviewed, wherever the command is typed."""
+    """The whole repository is reviewed from any subfolder."""
     here = reviewed("bare", "HEAD")
     (scratch / "folder").mkdir()
     monkeypatch.chdir(scratch / "folder")
@@ -669,12 +669,12 @@ def test_from_a_subfolder(scratch: Path, reviewed: Reviewer, monkeypatch: pytest
 def test_an_unknown_revision_comes_with_the_command_that_fetches_it(
     scratch: Path, reviewed: Reviewer, name: str, command: str
 ) -> None:
-    """What can bring an ancestor, a commit and a branch differs."""
+    """The error for an unknown ancestor, commit or branch names the command that fetches it."""
     assert reviewed(name, "HEAD") == (2, f"unknown revision {name!r}; if it is on a remote, fetch it: {command}")
 
 
 def test_a_deleted_metric_file_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
-    """A result that dvc.lock records and git lacks is not taken for one that lies in the cache."""
+    """A metric file that is in dvc.lock but not in git is not assumed to be in the cache."""
     (scratch / "metrics.json").unlink()
     commit(scratch, "no metrics")
     code, text = reviewed("HEAD~1", "HEAD")
@@ -683,7 +683,7 @@ def test_a_deleted_metric_file_is_out_of_date(scratch: Path, reviewed: Reviewer)
 
 
 def test_a_dvc_lock_that_contradicts_itself_fails(scratch: Path, reviewed: Reviewer) -> None:
-    """After a bad merge one stage's out and the next one's dependency have different hashes: exit code 3."""
+    """Different hashes for an output and the dependency on it, as after a bad merge, give exit code 3."""
     lock = (scratch / "dvc.lock").read_text()
     entry = "    - path: model.bin\n      hash: md5\n      md5: "
     assert lock.count(entry) == 2
@@ -692,11 +692,11 @@ def test_a_dvc_lock_that_contradicts_itself_fails(scratch: Path, reviewed: Revie
     commit(scratch, "bad merge")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert "- **measure**: `model.bin` is another version" in text
+    assert "- **measure**: `model.bin` is not the version" in text
 
 
 def test_a_fresh_clone_without_cache(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clone says the same as the repository, and nothing in it changes."""
+    """A clone without a cache gives the same report as the repository, and nothing in it changes."""
     change(scratch, "params.yaml", "width: 4", "width: 8")
     here = reviewed("HEAD~1", "HEAD")
     git(scratch.parent, "clone", "-q", str(scratch), "clone")
@@ -707,7 +707,7 @@ def test_a_fresh_clone_without_cache(scratch: Path, reviewed: Reviewer, monkeypa
 
 
 def test_a_base_without_dvc(scratch: Path, reviewed: Reviewer) -> None:
-    """Against a commit from before the pipeline everything is new, and fine."""
+    """Compared with a commit from before the pipeline everything is new, and the review passes."""
     code, text = reviewed("bare", "HEAD")
     assert code == 0
     assert "The base has no pipeline: everything is new." in text
@@ -717,7 +717,7 @@ def test_a_base_without_dvc(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_a_shallow_clone_fetches_the_base(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a depth-1 clone of a branch the base comes from the remote, and the clone stays shallow."""
+    """In a depth-1 clone of a branch the base is fetched from the remote, and the clone stays shallow."""
     git(scratch, "checkout", "-q", "-b", "change")
     change(scratch, "params.yaml", "width: 4", "width: 8")
     git(scratch.parent, "clone", "-q", "--depth=1", "--branch=change", scratch.as_uri(), "shallow")
@@ -730,7 +730,7 @@ def test_a_shallow_clone_fetches_the_base(scratch: Path, reviewed: Reviewer, mon
 
 
 def test_a_shallow_clone_without_a_remote(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the exact command that fetches the base."""
+    """The error names the exact command that fetches the base."""
     git(scratch.parent, "clone", "-q", "--depth=1", scratch.as_uri(), "shallow")
     monkeypatch.chdir(scratch.parent / "shallow")
     git(Path(), "remote", "remove", "origin")
@@ -745,14 +745,14 @@ def test_a_shallow_clone_without_a_remote(scratch: Path, reviewed: Reviewer, mon
 
 
 def test_a_detached_head(scratch: Path, reviewed: Reviewer) -> None:
-    """CI checks commits out, not branches."""
+    """A detached HEAD can be reviewed, because CI checks out commits, not branches."""
     change(scratch, "params.yaml", "width: 4", "width: 8")
     git(scratch, "checkout", "-q", "--detach")
     assert reviewed("main~1", "HEAD")[0] == reviewed("main~1")[0] == 0
 
 
 def test_uncommitted_changes(scratch: Path, reviewed: Reviewer) -> None:
-    """Without HEAD the working tree is reviewed as it is, and stays as it is."""
+    """Without HEAD the working tree is reviewed and not changed."""
     (scratch / "params.yaml").write_text("model:\n  width: 8\n  name: plain\n")
     (scratch / "new.py").write_text("")
     before = git(scratch, "status", "--porcelain")
@@ -769,15 +769,15 @@ def test_uncommitted_changes(scratch: Path, reviewed: Reviewer) -> None:
     assert git(scratch, "stash", "list") == ""
 
 
-def test_a_file_written_anew_to_the_same_bytes_is_no_change(scratch: Path, reviewed: Reviewer) -> None:
-    """Git itself takes it for one until it looks closer."""
+def test_a_file_rewritten_with_the_same_bytes_is_not_a_change(scratch: Path, reviewed: Reviewer) -> None:
+    """A file with a new time but the same bytes is not a change, although git first assumes one."""
     params = scratch / "params.yaml"
     os.utime(params, (0, 0))
     assert reviewed("HEAD")[0] == 0
 
 
 def test_two_dvc_experiments(scratch: Path, reviewed: Reviewer) -> None:
-    """Experiments are compared by their names."""
+    """DVC experiments can be compared by their names."""
     for width in (5, 6):
         run(scratch, "dvc", "exp", "run", "-n", f"width-{width}", "-S", f"model.width={width}")
     code, text = reviewed("width-5", "width-6")
@@ -787,7 +787,7 @@ def test_two_dvc_experiments(scratch: Path, reviewed: Reviewer) -> None:
 
 
 def test_experiments_of_one_name_are_ambiguous(scratch: Path, reviewed: Reviewer) -> None:
-    """Two baselines may each have an experiment of one name: an error lists the commits and baselines."""
+    """If two baselines have experiments of the same name, the error lists their commits and baselines."""
     first = git(scratch, "rev-parse", "HEAD").strip()
     second = change(scratch, "params.yaml", "plain", "other", repro=False)
     for baseline in (first, second):
@@ -800,7 +800,7 @@ def test_experiments_of_one_name_are_ambiguous(scratch: Path, reviewed: Reviewer
 
 
 def test_a_pull_request_is_named_by_its_head(scratch: Path, reviewed: Reviewer) -> None:
-    """GitHub checks out a merge that nobody knows; title and figures name the commit that was pushed."""
+    """GitHub checks out a merge commit, but title and figures name the commit that was pushed."""
     git(scratch, "checkout", "-q", "-b", "change")
     pushed = change(scratch, "params.yaml", "width: 4", "width: 8")
     git(scratch, "checkout", "-q", "main")
@@ -818,7 +818,7 @@ def test_a_pull_request_is_named_by_its_head(scratch: Path, reviewed: Reviewer) 
 
 
 def test_figures_are_links_to_the_commits(scratch: Path, reviewed: Reviewer) -> None:
-    """With --file-url each figure stands beside its predecessor, by the address of the commit's file."""
+    """With --file-url each figure is shown next to its old version, by the URLs of the commits' files."""
     head = change(scratch, "params.yaml", "width: 4", "width: 8")
     base = git(scratch, "rev-parse", "HEAD~1").strip()
     _, text = reviewed("HEAD~1", "HEAD", "--file-url", "https://host.example/raw/{commit}/{path}")
@@ -826,8 +826,8 @@ def test_figures_are_links_to_the_commits(scratch: Path, reviewed: Reviewer) -> 
     assert f"| figure | {address.format(base)} | {address.format(head)} |" in text
 
 
-def test_json_says_the_same(scratch: Path, reviewed: Reviewer) -> None:
-    """--json has the parameters, metrics with verdicts, stages, the lock's problems and the exit code."""
+def test_json_has_the_same_content(scratch: Path, reviewed: Reviewer) -> None:
+    """--json prints the parameters, metrics with verdicts, stages, the lock's problems and the exit code."""
     change(scratch, "params.yaml", "width: 4", "width: 2")
     code, text = reviewed("HEAD~1", "HEAD", "--json")
     values: dict[str, Any] = json.loads(text)
@@ -852,7 +852,7 @@ def test_json_says_the_same(scratch: Path, reviewed: Reviewer) -> None:
     ],
 )
 def test_bad_tolerances_are_misuse(scratch: Path, reviewed: Reviewer, tolerances: str, expected: str) -> None:
-    """A file that cannot be understood is exit code 2, never an open gate."""
+    """An invalid metrics.yaml gives exit code 2 and never passes."""
     (scratch / "metrics.yaml").write_text(tolerances)
     code, text = reviewed("HEAD")
     assert code == 2
@@ -860,13 +860,13 @@ def test_bad_tolerances_are_misuse(scratch: Path, reviewed: Reviewer, tolerances
 
 
 def test_changed_tolerances_are_pointed_out(scratch: Path, reviewed: Reviewer) -> None:
-    """A change that loosens its own gate does not go unseen."""
+    """A change of metrics.yaml itself is noted in the report."""
     change(scratch, "metrics.yaml", "0.05", "5.0")
     assert "`metrics.yaml` itself changed" in reviewed("HEAD~1", "HEAD")[1]
 
 
 def test_misuse(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown revision, a head without a pipeline and a folder without git are exit code 2, in one line."""
+    """A HEAD without a pipeline and a folder without git give exit code 2 and one line."""
     code, text = reviewed("HEAD", "bare")
     assert code == 2
     assert "has no dvc.yaml" in text
@@ -878,7 +878,7 @@ def test_misuse(scratch: Path, reviewed: Reviewer, monkeypatch: pytest.MonkeyPat
 
 
 def test_it_needs_neither_torch_nor_mlflow(scratch: Path) -> None:
-    """As a real process, with those packages made unimportable, it gives its exit code."""
+    """The command works as a process in which torch, torchvision, mlflow, pandas and sklearn cannot be imported."""
     code = (
         "import runpy, sys\n"
         "sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'mlflow', 'pandas', 'sklearn']))\n"
@@ -892,7 +892,7 @@ def test_it_needs_neither_torch_nor_mlflow(scratch: Path) -> None:
 
 
 def test_a_bug_is_not_taken_for_a_worse_metric(scratch: Path) -> None:
-    """An unforeseen error shows its traceback and has an exit code of its own."""
+    """An unexpected error shows its traceback and has its own exit code, 70."""
     code = (
         "import dvc.repo, runpy, sys\n"
         "dvc.repo.Repo.__enter__ = lambda self: 1 / 0\n"
@@ -909,7 +909,7 @@ def test_a_bug_is_not_taken_for_a_worse_metric(scratch: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_its_own_small_environment_is_enough_and_fast(tmp_path: Path) -> None:
-    """With requirements-review.txt alone it reviews this repository, in ten seconds or less."""
+    """With only requirements-review.txt installed it reviews this repository in ten seconds or less."""
     project = copy_project(tmp_path / "project")
     subprocess.run([sys.executable, "-m", "venv", "venv"], cwd=tmp_path, check=True)
     python = str(tmp_path / "venv/bin/python")
@@ -923,6 +923,6 @@ def test_its_own_small_environment_is_enough_and_fast(tmp_path: Path) -> None:
         )
         seconds.append(time.monotonic() - started)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "It belongs to the code" in done.stdout
+        assert "It matches the code" in done.stdout
     print(f"review of this repository: {sorted(seconds)[1]:.1f} s (median of 3)")
     assert sorted(seconds)[1] <= 10

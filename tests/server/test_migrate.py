@@ -1,4 +1,4 @@
-"""Moving the own store to the server: everything arrives as it was, all of it or nothing."""
+"""Migration of the repository's own store to the server: everything arrives unchanged, or nothing does."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project after a run, in a folder with another name, with what else MLflow keeps beside it."""
+    """The project after a run, in a renamed folder, with other kinds of entries in its MLflow store."""
     folder = tmp_path_factory.mktemp("moved")
     copy = folder / "at first"
     shutil.copytree(project, copy, symlinks=True)
@@ -89,9 +89,12 @@ def runs(client: MlflowClient) -> dict[str, Run]:
 
 
 @pytest.mark.slow
-def test_the_move(repository: Path, folder: Path) -> None:
-    """Killed in the middle it leaves an empty database, and starts anew. Then every row is there as it was; through the
-    server come the same histories and the same bytes; new runs and experiments get their place. It is done once."""
+def test_a_migration_copies_everything_or_nothing(repository: Path, folder: Path) -> None:
+    """A migration that is killed leaves an empty database; the next one copies every row and byte unchanged.
+
+    Through the server the histories and files are the same. New runs and experiments can be added. A second migration
+    is refused.
+    """
     killed = (
         "import os, signal, pipeline.server.migrate as command\n"
         "command.os.sync = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -113,7 +116,7 @@ def test_the_move(repository: Path, folder: Path) -> None:
     with postgres.running(folder / "server") as database:
         was = all_rows(f"sqlite:///{repository}/mlflow.db")
         assert all_rows(database.address(postgres.RUNS)) == was
-    assert f"{len(was['runs'])} runs, {len(was['metrics'])} points of metrics, " in said.stdout
+    assert f"{len(was['runs'])} runs, {len(was['metrics'])} metric values, " in said.stdout
 
     again = move(repository, folder, ok=False)
     assert again.returncode == 2
@@ -122,7 +125,7 @@ def test_the_move(repository: Path, folder: Path) -> None:
     team = TeamServer(repository, folder)
     team.start()
     try:
-        assert "a tracking server runs on" in move(repository, folder, ok=False).stderr
+        assert "a tracking server is using" in move(repository, folder, ok=False).stderr
         old, new = MlflowClient(f"sqlite:///{repository}/mlflow.db"), MlflowClient(team.address)
         here, there = runs(old), runs(new)
         assert len(here) == len(there) == len(was["runs"])
@@ -151,7 +154,7 @@ def test_the_move(repository: Path, folder: Path) -> None:
         run_id = new.create_run(experiment.experiment_id).info.run_id
         new.log_text(run_id, "new", "new.txt")
         assert (folder / f"server/artifacts/{experiment.experiment_id}/{run_id}/artifacts/new.txt").read_text() == "new"
-        # The workspace's run is known there: none is made for it.
+        # The server has the workspace's run, so that no new one is made for it.
         synced = run(repository, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=team.address)
         assert "MLflow holds the workspace's run" in synced.stdout
         assert len(runs(new)) == len(here) + 1
@@ -168,18 +171,18 @@ def small(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def test_a_store_that_is_none_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server's address, and a file that is not there."""
+def test_a_missing_or_other_store_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's address and a missing file are errors."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with pytest.raises(PipelineError, match="MLFLOW_TRACKING_URI names no sqlite store"):
+    with pytest.raises(PipelineError, match="MLFLOW_TRACKING_URI is not an sqlite store"):
         migrate.store_to_move(small)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///absent.db")
     with pytest.raises(PipelineError, match=r"there is no store to move: .*absent\.db"):
         migrate.store_to_move(small)
 
 
-def test_what_is_not_delivered_is_not_left_behind(small: Path) -> None:
-    """While a journal waits for the old store, which it alone fits, nothing is moved."""
+def test_undelivered_runs_are_not_left_behind(small: Path) -> None:
+    """Nothing is moved while a journal waits for the old store, because it can be delivered only there."""
     with Journal.create(small) as journal:
         journal.append({"kind": "start", "store": store_name(f"sqlite:///{small}/mlflow.db", small)})
     with pytest.raises(PipelineError, match=r"1 runs are not delivered to .*make sync"):
@@ -188,7 +191,7 @@ def test_what_is_not_delivered_is_not_left_behind(small: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_of_another_version_is_an_error(small: Path) -> None:
-    """The message names the command that upgrades it; a file that is no store is one too."""
+    """The error for an older store names the upgrade command; a file that is not a database is an error too."""
     with closing(sqlite3.connect(small / "mlflow.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '1bd49d398cd2'")
     with server_folder() as folder:
@@ -210,7 +213,7 @@ def test_a_store_of_another_version_is_an_error(small: Path) -> None:
     ],
 )
 def test_where_artifacts_lie(address: str | None, path: str | None) -> None:
-    """Addresses elsewhere, as in a bucket, stay as they are."""
+    """Addresses of local artifacts become the server's; other addresses, for example of a bucket, do not change."""
     found = migrate.local_folder(address, Path("/repository"))
     assert found == (None if path is None else Path(path))
     row = migrate.with_new_addresses(

@@ -1,4 +1,4 @@
-"""`make server`: runs arrive on PostgreSQL, nobody else listens, passwords stay where they are, and it ends cleanly."""
+"""`make server`: runs arrive on PostgreSQL, only the server listens, passwords do not leak, and it stops cleanly."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def lives(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_a_run_is_on_the_server_with_its_artifacts(project: Path, team: TeamServer) -> None:
-    """A training and `make sync` bring parameters, metrics by epoch, files and the model, which loads from there."""
+    """After a training and `make sync` the server has parameters, metrics by epoch, files and a loadable model."""
     run(project, "pipeline.train", MLFLOW_TRACKING_URI=team.address)
     synced = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=team.address)
     assert "MLflow holds the workspace's run" in synced.stdout
@@ -80,7 +80,7 @@ def test_a_run_is_on_the_server_with_its_artifacts(project: Path, team: TeamServ
 
 @pytest.mark.slow
 def test_by_default_only_loopback_is_listened_on(team: TeamServer) -> None:
-    """One port on 127.0.0.1; PostgreSQL has none, and its socket is in a folder that only its owner enters."""
+    """The only port is on 127.0.0.1; PostgreSQL has none, and only its owner may enter its socket's folder."""
     connections = [connection for process in team.processes() for connection in process.net_connections("inet")]
     listening = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
     assert listening == {("127.0.0.1", team.port)}
@@ -90,7 +90,7 @@ def test_by_default_only_loopback_is_listened_on(team: TeamServer) -> None:
 
 @pytest.mark.slow
 def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
-    """SIGTERM and Ctrl-C end every process. After SIGKILL to all, or to the command, the next start has the runs."""
+    """SIGTERM and Ctrl-C end every process; after SIGKILL to all or to the command the next start has the runs."""
     client = MlflowClient(team.address)
     run_id = client.create_run(client.create_experiment("kept")).info.run_id
 
@@ -112,10 +112,13 @@ def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
 
 
 @pytest.mark.slow
-def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
-    """Who gives none, MLflow's old default or a wrong one gets 401; names of other machines and pages are refused.
-    MLflow has no assistant. A user who is no admin delivers a run, with the password in the address. It, the admin's
-    and another one in the environment are in no table, artifact, log, journal, environment or command line."""
+def test_beyond_loopback_it_requires_passwords(project: Path) -> None:
+    """No password, MLflow's old default and a wrong password get 401; names of other hosts and pages are refused.
+
+    MLflow's assistant is not available. A user who is not an admin delivers a run with the password in the address.
+    That password, the admin's and another one in the environment are in no table, artifact, log, journal, environment
+    or command line.
+    """
     secrets = [IN_ADDRESS, IN_ENVIRONMENT, ADMIN_PASSWORD]
     with server_folder() as folder:
         team = TeamServer(
@@ -146,7 +149,7 @@ def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
             )
             run(project, "new_user", **as_admin)
             (project / "new_user.py").unlink()
-            # The admin has made the experiment that bob adds to.
+            # The admin creates the experiment that bob adds to.
             run(project, "pipeline.tracking.ui", MLFLOW_TRACKING_URI=team.address, **as_admin)
             address = team.address.replace("//", f"//bob:{IN_ADDRESS}@")
             done = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=address, DEPLOY_TOKEN=IN_ENVIRONMENT)
@@ -162,7 +165,7 @@ def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
             assert "digits k=2 seed=0" in dump
             assert list((folder / "server/artifacts").rglob("autoencoder.safetensors"))
             for process in team.processes()[1:]:
-                with suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
+                with suppress(psutil.NoSuchProcess):  # PostgreSQL's processes come and go
                     assert ADMIN_PASSWORD not in " ".join([*process.cmdline(), *process.environ().values()])
             for secret in secrets:
                 assert secret not in dump
@@ -176,7 +179,7 @@ def test_beyond_loopback_it_wants_passwords(project: Path) -> None:
 
 @pytest.mark.parametrize("password", [None, "short", "password1234"])
 def test_beyond_loopback_it_does_not_start_without_a_password(repository: Path, password: str | None) -> None:
-    """Nor with a short one, or the one that MLflow used to ship."""
+    """Beyond loopback the server does not start without a password, with a short one or with MLflow's old default."""
     variables = {} if password is None else {"MLFLOW_AUTH_ADMIN_PASSWORD": password}
     done = run(repository, "pipeline.server", "--host", "0.0.0.0", ok=False, PYTHONPATH=str(PROJECT), **variables)
     assert done.returncode == 2
@@ -194,7 +197,7 @@ def test_what_is_loopback(host: str, inside: bool) -> None:
 
 
 def test_a_port_in_use_is_an_error(repository: Path) -> None:
-    """The message says which port to try instead."""
+    """The error for a port in use names another port to try."""
     with server_folder() as folder, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -206,7 +209,7 @@ def test_a_port_in_use_is_an_error(repository: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without psycopg2 or PostgreSQL the message says what to install."""
+    """Without psycopg2 or PostgreSQL the error says what to install."""
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "psycopg2", None)
         with pytest.raises(PipelineError, match="make setup-cluster"), postgres.running(tmp_path):
@@ -218,15 +221,15 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_one_process_at_a_time_uses_the_folder() -> None:
-    """A second server on the same folder is refused while the first goes on."""
+    """A second server on the same folder is refused while the first keeps running."""
     with server_folder() as folder, postgres.running(folder) as database:
-        with pytest.raises(PipelineError, match="a tracking server runs on"), postgres.running(folder):
+        with pytest.raises(PipelineError, match="a tracking server is using"), postgres.running(folder):
             pass
         assert database.process.poll() is None
 
 
-def test_a_stale_process_id_is_no_trouble() -> None:
-    """After a restart of a container the id in PostgreSQL's file may be any process's, which then lives on."""
+def test_a_stale_process_id_does_not_block_the_start() -> None:
+    """PostgreSQL starts if its pid file names another process, as after a container restart, and does not end it."""
     user = "postgres" if os.geteuid() == 0 else None
     with server_folder() as folder, subprocess.Popen(["sleep", "600"], user=user) as other:
         try:
@@ -243,8 +246,8 @@ def test_a_stale_process_id_is_no_trouble() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no number\n"])
-def test_a_torn_process_id_is_no_trouble(text: str) -> None:
-    """PostgreSQL's file as a crash may leave it."""
+def test_a_truncated_process_id_does_not_block_the_start(text: str) -> None:
+    """PostgreSQL starts although a crash truncated its pid file."""
     with server_folder() as folder:
         with postgres.running(folder):
             pass
@@ -253,8 +256,8 @@ def test_a_torn_process_id_is_no_trouble(text: str) -> None:
             assert database.process.poll() is None
 
 
-def test_a_half_made_database_is_made_anew() -> None:
-    """`initdb` that was killed leaves nothing that a later start would take for a database."""
+def test_a_half_made_database_is_made_again() -> None:
+    """A killed `initdb` leaves nothing that a later start would mistake for a database."""
     with server_folder() as folder:
         (folder / "postgres.partial").mkdir()
         (folder / "postgres.partial/PG_VERSION").write_text("15\n")
@@ -264,7 +267,7 @@ def test_a_half_made_database_is_made_anew() -> None:
 
 @pytest.mark.slow
 def test_the_admins_password_is_that_of_the_last_start() -> None:
-    """A forgotten one is replaced by starting the server with another."""
+    """Starting the server with a new password replaces the admin's old one."""
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
     with server_folder() as folder, postgres.running(folder) as database:
@@ -285,7 +288,7 @@ def version(engine: sa.Engine) -> str:
 
 @pytest.mark.slow
 def test_the_tables_of_an_older_mlflow_are_upgraded() -> None:
-    """With --upgrade they have the present version before the server looks at them."""
+    """--upgrade brings an older MLflow's tables to the current version."""
     from alembic import command
     from mlflow.store.db.utils import _get_alembic_config
 

@@ -1,4 +1,4 @@
-"""`make compare`: made-up runs in a real store, and what is made of them."""
+"""`make compare` on made-up runs in a real store."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ AddRun = Callable[..., str]
 
 @pytest.fixture
 def add_run(tmp_dir: Path, store: str) -> AddRun:
-    """Puts a run into the store of an otherwise empty repository, which is the working folder; returns its id."""
+    """Return a function that adds a run to the store of an empty repository, the working folder, and returns its id."""
     (tmp_dir / ".dvc").mkdir()
     write_params(small_params(), tmp_dir)
     shutil.copy(PROJECT / METRICS_PATH, tmp_dir)
@@ -98,7 +98,7 @@ def curves(by: str = BY, sweep: str | None = None) -> tuple[list[Curve], list[st
 
 
 def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
-    """Sample standard deviation over seeds; none for a single one."""
+    """The table has the mean and sample standard deviation over seeds; a single seed has no deviation."""
     for k, seed, mse in ((2, 0, 0.03), (2, 1, 0.05), (4, 0, 0.02)):
         add_run(k, seed, mse)
     table = summarise(curves()[0], BY)
@@ -121,8 +121,8 @@ def test_means_and_deviations_by_hand(add_run: AddRun) -> None:
     assert "Trained on a CPU, 2 threads, torch 2.15.0." in text
 
 
-def test_only_runs_that_compare_are_on_one_curve(add_run: AddRun) -> None:
-    """Other parameters or code make another curve, labelled by them; unfinished runs and a lone point are not used."""
+def test_only_comparable_runs_are_on_one_curve(add_run: AddRun) -> None:
+    """Other parameters or code make another curve, labelled by them; unfinished runs and single values are not used."""
     for k in (2, 4, 8):
         add_run(k)
     for status in ("KILLED", "FAILED", "RUNNING"):
@@ -147,15 +147,15 @@ def test_only_runs_that_compare_are_on_one_curve(add_run: AddRun) -> None:
 
 
 def test_the_workspaces_own_curve_is_the_first(add_run: AddRun) -> None:
-    """Of curves with as many points: the one with the values of params.yaml, though another is newer."""
+    """Among curves with equally many values, the one with the values of params.yaml comes first, even if older."""
     for changes in ({}, {"train__schedule": "constant", "train__weight_decay": 0.0}):
         for k in (2, 4):
             add_run(k, **changes)
     assert [curve.label for curve in curves()[0]] == ["main", "schedule=constant; weight_decay=0"]
 
 
-def test_what_may_change_the_numbers_makes_another_curve(add_run: AddRun) -> None:
-    """Another processor, torch, device or number of threads is no other seed; nor is a precision that `auto` chose."""
+def test_another_environment_makes_another_curve(add_run: AddRun) -> None:
+    """Another processor, torch version, device, number of threads or precision chosen by `auto` makes a new curve."""
     others = [{"hardware": "a GPU", "device": "cuda"}, {"torch": "2.11.0"}, {"threads": "4"}, {"precision": "bfloat16"}]
     for k in (2, 4, 8):
         add_run(k, environment={"precision": "float32"}, train__precision="auto", train__threads="auto")
@@ -175,7 +175,7 @@ def test_what_may_change_the_numbers_makes_another_curve(add_run: AddRun) -> Non
 
 
 def test_what_the_axis_sets_does_not_split_the_curve(add_run: AddRun) -> None:
-    """Devices, threads and precisions compare too; not where one value of the parameter ran on different ones."""
+    """Devices, threads and precisions can be compared unless one value of the parameter ran on different ones."""
     add_run(2, environment={"device": "cuda", "hardware": "a GPU"}, train__device="cuda", sweep="devices")
     add_run(2, train__device="cpu", sweep="devices")
     assert [len(curve.runs) for curve in curves("train.device", "devices")[0]] == [2]
@@ -194,7 +194,7 @@ def test_what_the_axis_sets_does_not_split_the_curve(add_run: AddRun) -> None:
         curves("train.threads", "auto")
 
 
-def test_a_run_older_than_the_tag_has_the_precision_that_its_parameter_names(add_run: AddRun) -> None:
+def test_a_run_without_the_tag_has_the_precision_of_its_parameter(add_run: AddRun) -> None:
     """Runs with and without the tag are on one curve; what `auto` chose for an older run is unknown."""
     add_run(2)
     add_run(4, environment={"precision": "float32"})
@@ -205,7 +205,7 @@ def test_a_run_older_than_the_tag_has_the_precision_that_its_parameter_names(add
 
 
 def test_a_curve_has_the_name_of_its_sweep(add_run: AddRun) -> None:
-    """Of the one sweep that all its runs belong to and no other run does; else what differs is its label."""
+    """A curve is labelled with the one sweep that has exactly its runs; otherwise with what differs."""
     for k in (2, 4, 8):
         add_run(k, sweep="sizes | all")
     for k in (2, 4):
@@ -226,7 +226,7 @@ def test_a_curve_has_the_name_of_its_sweep(add_run: AddRun) -> None:
 
 
 def test_validation_chooses(add_run: AddRun) -> None:
-    """The lowest mean validation MSE of each curve is bold, though another value has the lower test MSE."""
+    """The lowest mean validation MSE of each curve is bold, even if another value has a lower test MSE."""
     for lr, seed, valid_mse, mse in ((0.1, 0, 0.020, 0.050), (0.1, 1, 0.030, 0.060), (0.2, 0, 0.029, 0.010)):
         add_run(2, seed, mse, valid_mse=valid_mse, train__lr=lr)
     (curve,), _ = curves("train.lr")
@@ -238,7 +238,7 @@ def test_validation_chooses(add_run: AddRun) -> None:
 
 
 def test_the_figure_draws_validation_and_test(add_run: AddRun) -> None:
-    """Each on the panel that names it, with its own deviations; PCA and the mean image next to the test MSE."""
+    """Each panel shows its own metric with its deviations; the test panel also shows PCA and the mean image."""
     for k, seed, valid_mse, mse in ((2, 0, 0.04, 0.05), (2, 1, 0.06, 0.09), (4, 0, 0.02, 0.03)):
         add_run(k, seed, mse, valid_mse=valid_mse)
     found, _ = curves()
@@ -259,7 +259,7 @@ def test_the_figure_draws_validation_and_test(add_run: AddRun) -> None:
 
 
 def test_a_run_without_some_metrics_leaves_cells_empty(add_run: AddRun) -> None:
-    """The number of parameters, say, or PCA's error: an older version, or an outage, did not deliver it."""
+    """A metric that an older version or an outage did not deliver leaves its cell empty."""
     lacking = ("model/n_parameters", "test/pca_mse", "test/ratio_to_pca", "valid/best_mse", "time/training_seconds")
     add_run(2, without=lacking)
     add_run(4)
@@ -272,20 +272,20 @@ def test_a_run_without_some_metrics_leaves_cells_empty(add_run: AddRun) -> None:
     compare.draw_mse(table, found, BY)
 
 
-def test_of_one_point_the_newest_run_counts(add_run: AddRun) -> None:
-    """The same parameters, seed and code twice are not two seeds."""
+def test_the_newest_run_of_a_trial_counts(add_run: AddRun) -> None:
+    """Two runs with the same parameters, seed and code do not count as two seeds."""
     add_run(2, mse=0.05)
     add_run(4)
     time.sleep(0.01)
     newest = add_run(2, mse=0.04)
     (curve,), left_out = curves()
-    assert left_out == ["1 run(s) of points that a newer run has too"]
+    assert left_out == ["1 run(s) superseded by a newer run of the same trial"]
     assert curve.runs["run"].iloc[0] == newest
     assert len(curve.runs) == 2
 
 
 def test_any_parameter_can_be_the_axis(add_run: AddRun) -> None:
-    """Numbers and names alike, and what decides the data; only runs of a sweep, if it is named."""
+    """Numbers, names and parameters of the data can be the axis; --sweep restricts it to the runs of one sweep."""
     for ratio in (0.5, 0.8):
         add_run(2, data__train_ratio=ratio, sweep="it's | another")
     (curve,), left_out = curves("data.train_ratio", "it's")
@@ -304,14 +304,14 @@ def test_any_parameter_can_be_the_axis(add_run: AddRun) -> None:
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["constant", "one_cycle"]
 
 
-def test_what_cannot_be_compared_is_one_message(add_run: AddRun) -> None:
-    """An empty store, an unknown parameter, and runs that have nothing to compare."""
+def test_nothing_to_compare_fails_with_one_line(add_run: AddRun) -> None:
+    """An empty store, an unknown parameter and runs that cannot be compared raise an error that names the cause."""
     with pytest.raises(PipelineError, match="no finished run with the metric test/mse; `make sweep`"):
         find_runs(None)
     add_run(2)
     with pytest.raises(PipelineError, match="no finished run with the metric test/mse and the tag sweep = 'x'"):
         find_runs("x")
-    with pytest.raises(PipelineError, match=r"the runs have no such parameter, but data\.dataset, "):
+    with pytest.raises(PipelineError, match=r"the runs have no such parameter; choose one of data\.dataset, "):
         curves("train.rate")
     with pytest.raises(PipelineError, match=r"no two of 1 run\(s\) differ only in model\.bottleneck_size"):
         curves()
@@ -323,8 +323,8 @@ def test_what_cannot_be_compared_is_one_message(add_run: AddRun) -> None:
         load_runs(RUNS_PATH)
 
 
-def test_other_code_of_the_evaluation_is_on_the_same_curve_and_told(add_run: AddRun) -> None:
-    """A new figure orphans no run, and the table says that the numbers may not compare; also from runs.csv."""
+def test_other_evaluation_code_is_on_the_same_curve_and_noted(add_run: AddRun) -> None:
+    """Runs evaluated by other code stay on the curve, and the table notes it, also when it is made from runs.csv."""
     add_run(2)
     add_run(4)
     assert "evaluated by" not in compare.as_markdown(summarise(curves()[0], BY), curves()[0], BY)
@@ -341,7 +341,7 @@ def test_other_code_of_the_evaluation_is_on_the_same_curve_and_told(add_run: Add
 
 
 def test_runs_without_the_evaluations_code_are_read(add_run: AddRun) -> None:
-    """An older version wrote neither the tag nor the column."""
+    """A runs.csv from an older version, without the column `evaluation_code`, can be read."""
     for k in (2, 4):
         add_run(k)
     FOLDER.mkdir(parents=True)
@@ -351,7 +351,7 @@ def test_runs_without_the_evaluations_code_are_read(add_run: AddRun) -> None:
 
 
 def test_a_hash_that_looks_like_a_number_stays_text(add_run: AddRun) -> None:
-    """Of code and of a run, read from runs.csv."""
+    """A code hash or run id that consists of digits is read from runs.csv as text."""
     for code in ("1e5" + "0" * 13, "12" * 8):
         for k in (2, 4):
             add_run(k, code=code)
@@ -367,7 +367,7 @@ def test_a_hash_that_looks_like_a_number_stays_text(add_run: AddRun) -> None:
 
 
 def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_path: Path) -> None:
-    """From runs.csv alone, byte for byte: table and figure. Reconstructions that are not of these runs do not stay."""
+    """Table and figure are redrawn byte for byte from runs.csv only; reconstructions of other runs are deleted."""
     for k in (2, 4, 8):
         for seed in (0, 1):
             add_run(k, seed, 0.08 / k + 0.001 * seed, model__n_layers=None, model__hidden_sizes=[64, 32])
@@ -389,7 +389,7 @@ def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_pat
 
 
 def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
-    """From runs.csv come table.csv and table.md, which the write-up shows; three seeds of six sizes, of one code."""
+    """The committed table.csv and table.md, which the study shows, come from runs.csv: six sizes with three seeds."""
     FOLDER.mkdir(parents=True)
     shutil.copy(PROJECT / RUNS_PATH, RUNS_PATH)
     for name in ("params.yaml", METRICS_PATH):
@@ -407,7 +407,7 @@ def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
 
 
 def test_dvc_draws_the_curves_of_the_table() -> None:
-    """Every field that the plot names is a column of its data, and the curves have different symbols."""
+    """Every field that DVC's plot names is a column of the table, and the curves have different symbols."""
     (entry,) = (
         plot
         for item in yaml.safe_load((PROJECT / "dvc.yaml").read_text())["plots"]
@@ -443,7 +443,7 @@ def test_dvc_draws_the_curves_of_the_table() -> None:
 
 @pytest.mark.slow
 def test_the_ten_digits_at_every_size(project: Path, tmp_path: Path) -> None:
-    """The table has the size in params.yaml and those of DVC's experiments; the weights come out of the store."""
+    """The table has the sizes of the workspace and of DVC's experiments, and the weights come from the store."""
     here = shutil.copytree(project, tmp_path / "sizes", symlinks=True)
     for k in (3, 4):
         run(here, "dvc", "exp", "run", "--temp", "-S", f"{BY}={k}")
@@ -457,7 +457,7 @@ def test_the_ten_digits_at_every_size(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_runs_take_less_than_ten_seconds(tmp_dir: Path, store: str) -> None:
-    """Start-up, reading them all, table and figure; on a machine slow to start, less than three times that."""
+    """`make compare` with 1000 runs takes less than 10 s, or less than three times the start-up on a slow machine."""
     (tmp_dir / ".dvc").mkdir()
     write_params(small_params(), tmp_dir)
     shutil.copy(PROJECT / METRICS_PATH, tmp_dir)

@@ -1,4 +1,4 @@
-"""What runs a sweep's points as DVC experiments."""
+"""Sweeps as DVC experiments: parallelism, and which experiment counts as a finished trial."""
 
 import os
 from pathlib import Path
@@ -16,23 +16,25 @@ from tests.helpers import git
 @pytest.mark.parametrize(
     ("threads", "jobs"), [([1], 8), ([2], 4), ([3], 2), ([2, 3], 2), ([8], 1), ([16], 1), (["auto"], 1)]
 )
-def test_as_many_points_run_at_once_as_the_cores_allow(
+def test_as_many_trials_run_at_once_as_the_cores_allow(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, threads: list[int | str], jobs: int
 ) -> None:
-    """Each with its threads, the largest number of all points; one where the cores are too few."""
+    """The default is the cores divided by the largest number of threads of a trial, and at least one."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert dvc_engine.default_jobs(make_points({"train.threads": threads})) == jobs
 
 
 def test_an_experiment_counts_by_what_its_lock_holds(workspace: Path, tmp_path: Path) -> None:
-    """One with a point's name and another point's dvc.lock does not: the point is not done, a copy of the repository
-    without the experiment brings none, and one with the right experiment replaces it."""
+    """An experiment with a trial's name but another trial's dvc.lock does not count; the right one replaces it.
+
+    A clone without the experiment brings none.
+    """
     (point,) = make_points({"train.seed": [5]})
     head = git(workspace, "rev-parse", "HEAD").strip()
     ref = f"refs/exps/{head[:2]}/{head[2:]}/{point.experiment}"
     git(tmp_path, "clone", "-q", str(workspace), "copy")
     copy = tmp_path / "copy"
-    git(workspace, "commit", "-q", "--allow-empty", "-m", "not of the point")
+    git(workspace, "commit", "-q", "--allow-empty", "-m", "not of the trial")
     git(workspace, "update-ref", ref, "HEAD")
     assert dvc_engine.finished([point]) == {}
     assert dvc_engine.collect(point, copy) is None

@@ -1,4 +1,4 @@
-"""The points of a sweep."""
+"""The trials of a sweep: grids, names and digests."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers import small_params, write_params
 
 
 def test_the_default_grid_is_six_sizes_times_three_seeds(workspace: Path) -> None:
-    """18 points, all sizes of the first seed before the second, with names that read."""
+    """The default grid has 18 trials with readable names, all sizes of one seed before the next seed."""
     points = make_points(parse_grid([*EXPERIMENT.default_grid]))
     assert len({point.experiment for point in points}) == 18
     assert [point.name for point in points[:7]] == [
@@ -25,7 +25,7 @@ def test_the_default_grid_is_six_sizes_times_three_seeds(workspace: Path) -> Non
 
 
 def test_any_parameter_makes_a_grid(workspace: Path) -> None:
-    """Several in one argument, one value or many, numbers, null and lists; what varies comes first in the name."""
+    """A grid takes several parameters per argument, numbers, null and lists; varied ones come first in the name."""
     grid = parse_grid(["train.lr=1e-3,0.01 train.n_epochs=1", "model.n_layers=null", "model.hidden_sizes=[64,32]"])
     points = make_points(grid)
     others = "n_layers=None hidden_sizes=[64, 32] n_epochs=1"
@@ -35,8 +35,8 @@ def test_any_parameter_makes_a_grid(workspace: Path) -> None:
     )
 
 
-def test_a_point_is_given_to_dvc_as_it_was_given_to_the_sweep(workspace: Path) -> None:
-    """Text, null and lists as `dvc exp run -S` reads them; a name of which a file's name can be made."""
+def test_a_trials_values_reach_dvc_unchanged(workspace: Path) -> None:
+    """Text, null and lists are written as `dvc exp run -S` reads them, and the name can be a file's name."""
     arguments = ["model.n_layers=null model.hidden_sizes=[64,32],[32] train.precision=float32"]
     arguments += [
         "data.train_ratio=0.7,0.8 train.lr=0.001,0.002 train.weight_decay=0.01,0.02 train.adam_beta2=0.9,0.95"
@@ -52,7 +52,7 @@ def test_a_point_is_given_to_dvc_as_it_was_given_to_the_sweep(workspace: Path) -
 
 
 def test_a_sweep_is_named_after_its_grid() -> None:
-    """The parameters that vary, and the values of those that do not."""
+    """The name lists the varied parameters, and the others with their value."""
     grid = parse_grid(["model.bottleneck_size=2,4 train.seed=0,1 train.device=cpu"])
     assert default_name(grid) == "bottleneck_size,seed,device=cpu"
 
@@ -60,21 +60,21 @@ def test_a_sweep_is_named_after_its_grid() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.lr"], "-S wants a parameter and its values, as train.lr=0.001,0.005; got 'train.lr'"),
+        (["train.lr"], "-S needs a parameter and its values, like train.lr=0.001,0.005; got 'train.lr'"),
         (["train.lr=1", "train.lr=2"], "train.lr is given twice"),
         (["train.lr=0.1,-1"], r"^-S \(GRID\) train.lr=-1 gives .*\n  train.lr: must be greater than 0, got -1"),
         (["train.rate=1"], r"train.rate: unknown key"),
         (["train.lr=[1"], "is not a list of values"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_one_message(workspace: Path, arguments: list[str], message: str) -> None:
-    """Before anything runs."""
+def test_a_bad_grid_is_an_error(workspace: Path, arguments: list[str], message: str) -> None:
+    """A bad grid raises an error that names the cause, before anything runs."""
     with pytest.raises(PipelineError, match=message):
         make_points(parse_grid(arguments))
 
 
-def test_what_is_wrong_in_params_yaml_is_not_blamed_on_the_grid(workspace: Path) -> None:
-    """A value that the grid does not vary."""
+def test_a_bad_value_in_params_yaml_is_not_blamed_on_the_grid(workspace: Path) -> None:
+    """The error for a bad value that the grid does not vary names params.yaml."""
     write_params(small_params(), workspace)
     text = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(text.replace("precision: float32", "precision: half"))
@@ -82,15 +82,15 @@ def test_what_is_wrong_in_params_yaml_is_not_blamed_on_the_grid(workspace: Path)
         make_points(parse_grid(["train.seed=0,1"]))
 
 
-def test_seeds_that_agree_in_32_bits_are_two_points(workspace: Path) -> None:
-    """As 42195 and 44273 did: the hash has 64 bits, and a grid has as many points as it has seeds."""
+def test_digests_that_agree_in_32_bits_are_two_trials(workspace: Path) -> None:
+    """Seeds 42195 and 44273, whose digests once agreed in 32 bits, are two trials: the digest has 64 bits."""
     points = make_points(parse_grid(["train.seed=42195,44273"]))
     assert len(points) == 2
     assert all(len(point.digest) == 16 for point in points)
 
 
-def test_a_point_is_known_by_parameters_and_code(workspace: Path) -> None:
-    """Another parameter or another line of code is another point; what no stage reads is not."""
+def test_a_trial_is_identified_by_parameters_and_code(workspace: Path) -> None:
+    """Another parameter or line of code makes another trial; code that no stage reads does not."""
     grid = parse_grid(["train.seed=0"])
     (before,) = make_points(grid)
     named_otherwise = make_points(parse_grid(["train.seed=0", "train.lr=0.005,0.01"]))[0]
@@ -106,8 +106,8 @@ def test_a_point_is_known_by_parameters_and_code(workspace: Path) -> None:
     assert len({before.experiment, other_params.experiment, other_code.experiment}) == 3
 
 
-def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path) -> None:
-    """dvc.lock's sections and modules give the point's hash; another value or other code another one."""
+def test_a_lock_has_the_digest_of_its_parameters_and_code(workspace: Path) -> None:
+    """dvc.lock's parameters and modules give the trial's digest; incomplete or contradictory locks give none."""
     (point,) = make_points(parse_grid(["train.seed=5"]))
     sections = point.params.model_dump()
     code = [{"path": path, "md5": md5} for path, md5 in fingerprints.code_of_stages().items()]
@@ -147,8 +147,8 @@ def test_a_lock_is_of_the_point_that_has_its_parameters_and_code(workspace: Path
         ("evaluate.manifold_size=5,6", ["prepare", "baselines", "pca_probes"]),
     ],
 )
-def test_points_share_the_stages_before_the_training_that_no_parameter_reaches(
+def test_trials_share_the_stages_that_no_varied_parameter_reaches(
     workspace: Path, grid: str, stages: list[str]
 ) -> None:
-    """Never the training itself, which would take the place of the workspace's own."""
+    """The training is never shared, because it would replace the workspace's own results."""
     assert shared_stages(make_points(parse_grid([grid]))) == stages

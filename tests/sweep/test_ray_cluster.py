@@ -1,4 +1,4 @@
-"""`make sweep ENGINE=ray ADDRESS=…`: two nodes with folders of their own, a team's server, and a node that is lost."""
+"""`make sweep ENGINE=ray ADDRESS=…` on two nodes with separate folders and a team's server, with the loss of a node."""
 
 import secrets
 import subprocess
@@ -28,12 +28,12 @@ from tests.team_server import TeamServer, server_folder
 
 pytest.importorskip("ray", reason="Ray is not installed: make setup-cluster")
 
-# Made anew, for the sources of the tests go to the nodes.
+# Random, because the tests' source files are copied to the nodes.
 IN_ADDRESS, IN_ENVIRONMENT, TOKEN = (secrets.token_hex(20) for _ in range(3))
 
 
 class RayCluster:
-    """`python -m tests.ray_cluster`, which asks for a token."""
+    """The process `python -m tests.ray_cluster`: a cluster that requires a token."""
 
     def __init__(self, folder: Path):
         # For the nodes and the driver: on loopback, and with a token.
@@ -83,16 +83,18 @@ def ray_cluster(folder: Path) -> Iterator[RayCluster]:
 
 
 def names(server: TeamServer, status: str) -> Counter[str]:
-    """{name of a row with that status: how many have it}."""
+    """Count the runs with that status by name."""
     return Counter(row.info.run_name for row in stored(server.address) if row.info.status == status)
 
 
 @pytest.mark.slow
-def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
-    """A node is killed in mid-sweep: its point runs anew on the other one, and each point has one FINISHED row.
-    What is done is not done again, and a point that no node is large enough for is one message. Passwords in the
-    store's address and in the environment, and Ray's token, are in no table, artifact, log (Ray's own among them),
-    journal or file of a node."""
+def test_every_trial_survives_a_lost_node(workspace: Path) -> None:
+    """If a node is killed in mid-sweep, its trial runs again on the other one, and each trial has one FINISHED run.
+
+    Finished trials are not run again. A trial that is too large for every node fails with one line. Passwords in the
+    store's address and in the environment, and Ray's token, are in no table, artifact, log (including Ray's own),
+    journal or file of a node.
+    """
     write_params(small_params(train__threads=1, train__device="cpu", train__n_epochs=150), workspace)
     git(workspace, "commit", "-q", "-a", "-m", "one thread")
     sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1")
@@ -114,18 +116,18 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
                 cluster.kill("first")
                 out, err = driver.communicate(timeout=900)
                 assert driver.returncode == 0, out + err
-                assert "lost with its worker, tried again" in out
+                assert "its worker was lost, trying again" in out
                 assert "2 of 2 done" in out
                 assert names(server, "FINISHED") == points
                 assert names(server, "KILLED").total() == len(stored(server.address)) - 2 == 1
                 again = run(workspace, *sweep, "--address", cluster.address, **settings)
-                assert "2 points, 2 done, 0 to run" in again.stdout
+                assert "2 trials, 2 done, 0 to run" in again.stdout
                 assert list((folder / "first").glob("ray-sweep-*/*"))
                 assert not list((folder / "second").glob("ray-sweep-*/*"))
                 too_large = (*sweep, "-S", "train.threads=64", "--address", cluster.address)
                 large = run(workspace, *too_large, ok=False, **settings)
                 assert large.returncode == 2
-                assert "a point needs 64 CPUs, as many as train.threads says, and the cluster's largest" in large.stderr
+                assert "a trial needs 64 CPUs (train.threads), but the cluster's largest node has" in large.stderr
             dump = server.dump()
         finally:
             server.stop()
@@ -136,8 +138,8 @@ def test_every_point_survives_the_loss_of_a_node(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_one_message(workspace: Path) -> None:
-    """Within two minutes, where Ray itself tries for more than ten."""
+def test_missing_cluster_fails_with_one_line(workspace: Path) -> None:
+    """A missing cluster is reported within two minutes, although Ray itself tries for more than ten."""
     code = (
         "from pipeline.sweep import ray_engine\nfrom pipeline.core.errors import run_command\n"
         "def main():\n    with ray_engine.cluster('127.0.0.1:9', 1):\n        pass\n"

@@ -1,4 +1,4 @@
-"""`make sweep ENGINE=ray`: the same points on Ray, run for real on digits with a small network."""
+"""`make sweep ENGINE=ray`: real sweeps on this machine, on digits with a small network."""
 
 import getpass
 import os
@@ -32,7 +32,7 @@ SWEEP = ("pipeline.sweep", "--engine", "ray", "--jobs", "1")
 
 @pytest.fixture
 def workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a network on one thread of the CPU, and a store of its own."""
+    """A workspace that trains on one CPU thread, with its own store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_params(small_params(train__threads=1, train__device="cpu"), workspace)
     git(workspace, "commit", "-q", "-a", "-m", "one thread")
@@ -40,7 +40,7 @@ def workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Ray's workers that run a point of this driver: the parents of its stages."""
+    """Return Ray's workers that run a trial of this driver: the parents of its stages."""
     return [
         process
         for process in psutil.Process(driver.pid).children(recursive=True)
@@ -49,7 +49,7 @@ def workers_of(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def command(process: psutil.Process) -> str:
-    """Empty for one that has ended."""
+    """Return a process's command line; empty if it has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
@@ -62,7 +62,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """The addresses and ports on which a process listens."""
+    """Return the addresses and ports on which a process listens."""
     with suppress(psutil.Error):
         found = [it for it in process.net_connections("inet") if it.status == psutil.CONN_LISTEN]
         return {(it.laddr.ip.removeprefix("::ffff:"), it.laddr.port) for it in found}
@@ -77,17 +77,17 @@ def statuses(workspace: Path) -> list[str]:
     ("grid", "address", "message"),
     [
         ("data.split_seed=0,1", None, "cannot vary data.split_seed"),
-        ("train.seed=0", "127.0.0.1:6379", "let MLFLOW_TRACKING_URI name a tracking server"),
+        ("train.seed=0", "127.0.0.1:6379", "set MLFLOW_TRACKING_URI to a tracking server"),
     ],
 )
-def test_what_cannot_run_on_ray_is_one_message(workspace: Path, grid: str, address: str | None, message: str) -> None:
-    """Before Ray is started."""
+def test_what_cannot_run_on_ray_is_an_error(workspace: Path, grid: str, address: str | None, message: str) -> None:
+    """A sweep that cannot run on Ray fails before Ray is started."""
     with pytest.raises(PipelineError, match=message):
         ray_engine.check(make_points(parse_grid([grid])), address)
 
 
 def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anything else is one message."""
+    """PIPELINE_GPUS_PER_POINT must be a number; anything else raises an error that says so."""
     points = make_points(parse_grid(["train.seed=0"]))
     monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "0.25")
     ray_engine.check(points, None)
@@ -100,18 +100,18 @@ def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.Monke
     ("device", "share", "gpus"),
     [("cpu", None, 0), ("cuda", None, 1), ("auto", None, 1), ("cuda", "0.25", 0.25), ("cpu", "0.25", 0)],
 )
-def test_a_point_takes_a_gpu_unless_it_trains_on_the_cpu(
+def test_a_trial_takes_a_gpu_unless_it_trains_on_the_cpu(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, device: str, share: str | None, gpus: float
 ) -> None:
-    """One, or the share that PIPELINE_GPUS_PER_POINT names."""
+    """A trial takes one GPU, or the share in PIPELINE_GPUS_PER_POINT; on the CPU it takes none."""
     if share is not None:
         monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", share)
     (point,) = make_points({"train.device": [device]})
     assert ray_engine.gpus_of(point) == gpus
 
 
-def test_a_shallow_clone_is_one_message(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bundle would lack the commits that git wants."""
+def test_a_shallow_clone_is_an_error(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shallow clone is refused, because its bundle would lack commits that git needs."""
     git(workspace, "commit", "-q", "--allow-empty", "-m", "second")
     git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
     monkeypatch.chdir(tmp_path / "shallow")
@@ -119,8 +119,8 @@ def test_a_shallow_clone_is_one_message(workspace: Path, tmp_path: Path, monkeyp
         ray_engine.check(make_points(parse_grid(["train.seed=0"])), None)
 
 
-def test_one_row_of_a_point_stays_finished(workspace: Path) -> None:
-    """Of those that this clone ran on Ray the oldest whole one; another clone's and DVC's are left alone."""
+def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
+    """Of a trial's runs by this clone on Ray, only the oldest complete one stays FINISHED; others are not touched."""
     (point,) = make_points(parse_grid(["train.seed=0"]))
     client, experiment_id = open_store()
     mine = {"sweep.point": ray_engine.point_tag(point)}
@@ -144,11 +144,11 @@ def test_one_row_of_a_point_stays_finished(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
-    """All outs of both are the same bytes; a failing point stops none; what is done is not done again."""
+def test_a_trial_on_ray_equals_dvc_to_the_bit(workspace: Path) -> None:
+    """Ray and DVC write the same bytes; a failing trial does not stop the others; finished trials are not run again."""
     grid = ["-S", "train.seed=0,1 train.device=cpu,cuda:99"]
     done = run(workspace, "pipeline.sweep", "--engine", "ray", *grid, ok=False)
-    assert "4 points, 0 done, 4 to run" in done.stdout
+    assert "4 trials, 0 done, 4 to run" in done.stdout
     assert done.returncode == 1
     failed = [line.strip() for line in done.stderr.partition("failed:\n")[2].splitlines()]
     assert {line.partition(": ")[0] for line in failed} == {f"digits k=2 seed={seed} device=cuda:99" for seed in (0, 1)}
@@ -159,7 +159,7 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
     assert len(on_ray) == 2
 
     again = run(workspace, "pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1", "--name", "again")
-    assert "2 points, 2 done, 0 to run" in again.stdout
+    assert "2 trials, 2 done, 0 to run" in again.stdout
     names = [row.data.tags[SWEEP_TAG] for row in rows(workspace)]
     assert names == ["seed,device | again"] * 2
 
@@ -167,7 +167,7 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
     by_dvc = rows(workspace)[0]
     same = on_ray["digits k=2 seed=0 device=cpu"]
     assert by_dvc.info.run_id != same.info.run_id
-    for tag in ("fingerprint", "evaluation"):  # hashes of all that train wrote, that evaluate read and wrote
+    for tag in ("fingerprint", "evaluation"):  # hashes of all files that train wrote, and that evaluate read and wrote
         assert by_dvc.data.tags[tag] == same.data.tags[tag]
     only_there = {name for name in same.data.tags if name not in by_dvc.data.tags}
     assert only_there <= {"sweep", "sweep.point"}
@@ -177,8 +177,8 @@ def test_a_point_on_ray_is_that_of_dvc_to_the_bit(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> None:
-    """One line in the point's log, no traceback, exit code 1."""
+def test_a_node_that_cannot_store_files_fails_the_trial(workspace: Path) -> None:
+    """The trial fails with one line in its log, without a traceback, and the sweep exits with 1."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(workspace)
         done = run(workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
@@ -186,11 +186,11 @@ def test_a_node_that_cannot_keep_its_files_fails_the_point(workspace: Path) -> N
     assert "Traceback" not in done.stdout + done.stderr
     log = Path(done.stderr.partition("failed:\n")[2].strip().partition(": ")[2])
     assert log.read_text().startswith("error: ")
-    assert log.read_text().endswith("is another user's; delete it\n")
+    assert log.read_text().endswith("belongs to another user; delete it\n")
 
 
 def test_a_long_tmpdir_leaves_room_for_rays_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paths of sockets are at most 103 bytes on macOS, where /tmp leads to /private/tmp. The folder is private."""
+    """Sockets' paths stay within macOS's limit of 103 bytes, counted from /private/tmp, and their folder is private."""
     (long := tmp_path / ("long" * 25)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     seen: list[tuple[str, int]] = []
@@ -205,8 +205,8 @@ def test_a_long_tmpdir_leaves_room_for_rays_sockets(tmp_path: Path, monkeypatch:
     assert mode == 0o700
 
 
-def test_what_keeps_ray_from_starting_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's errors too."""
+def test_a_ray_that_does_not_start_fails_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operating system error while Ray starts becomes a one-line error."""
 
     def init(**_: object) -> None:
         raise OSError("AF_UNIX path length\ncannot exceed 107 bytes")
@@ -222,7 +222,7 @@ def test_what_keeps_ray_from_starting_is_one_message(monkeypatch: pytest.MonkeyP
 
 @contextmanager
 def without_starting(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None]) -> Iterator[None]:
-    """Something else in the place of `ray.init`; the environment is set back."""
+    """Replace `ray.init` inside the block, and restore the environment afterwards."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", os.environ.copy())
         patch.setattr("ray.init", init)
@@ -231,8 +231,10 @@ def without_starting(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None])
 
 @pytest.mark.slow
 def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
-    """While a sweep runs on its own Ray, that listens only on loopback and refuses whoever lacks the token, another
-    user among them, who cannot enter its folder either. The token is on no command line and in no file."""
+    """A sweep's own Ray listens only on loopback, refuses clients without the token, and keeps its folder private.
+
+    This holds for other users of the machine too. The token is on no command line and in no file.
+    """
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder).chmod(0o755)
         driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300", TMPDIR=folder)
@@ -271,7 +273,7 @@ def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
     wait_until(lambda: statuses(workspace) == ["KILLED"])
 
 
-# One of each kind of Ray's servers: of the cluster, of a node, of its objects, of a worker, of its environments.
+# One method of each kind of server: cluster, node, object store, worker, and runtime environments (HTTP).
 METHODS = (
     "NodeInfoGcsService/GetClusterId",
     "NodeManagerService/RequestWorkerLease",
@@ -282,7 +284,7 @@ METHODS = (
 
 
 def without_token(port: int) -> dict[str, str]:
-    """{method: status} of the methods to which a server answers without a token: gRPC's 16 or HTTP's 401 refuse."""
+    """Return {method: status} for the methods that a server answers without a token; gRPC 16 and HTTP 401 refuse."""
     answers = {}
     for method in METHODS:
         grpc = ["--http2-prior-knowledge", "-H", "content-type: application/grpc", "-H", "te: trailers"]
@@ -299,7 +301,7 @@ def without_token(port: int) -> dict[str, str]:
 
 
 def as_nobody(code: str) -> str:
-    """What Python prints for another user, who may read all files, for Python's own may lie in root's home."""
+    """Run Python as another user and return its output; the user may read all files, because Python may be in /root."""
     capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     done = subprocess.run(
         ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *capability, sys.executable, "-c", code],
@@ -313,15 +315,15 @@ def as_nobody(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_point_survives_its_worker_and_its_driver(workspace: Path) -> None:
-    """Both killed without a word: it goes on, and ends as one FINISHED row with each epoch once."""
+def test_a_trial_survives_a_killed_worker_and_driver(workspace: Path) -> None:
+    """After SIGKILL to its worker and then to the driver a trial resumes to one FINISHED run with each epoch once."""
     grid = ["-S", "train.seed=0 train.n_epochs=300"]
     driver = start(workspace, *SWEEP, *grid)
     wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
     for worker in workers_of(driver):
         worker.send_signal(signal.SIGKILL)
     assert driver.stdout is not None
-    assert any("lost with its worker, tried again" in line for line in driver.stdout)
+    assert any("its worker was lost, trying again" in line for line in driver.stdout)
     wait_until(lambda: workers_of(driver))
     family = psutil.Process(driver.pid).children(recursive=True)
     for process in [psutil.Process(driver.pid), *family]:
