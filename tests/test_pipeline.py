@@ -131,7 +131,7 @@ def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Pat
         assert row.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
         assert row.data.tags["dvc.experiment"]
     sweep = run(project, "pipeline.sweep", "-S", "model.bottleneck_size=2,3,4,5,6", "--name", "sizes")
-    assert "5 points, 4 done, 1 to run" in sweep.stdout
+    assert "5 trials, 4 done, 1 to run" in sweep.stdout
     assert [row.data.tags["sweep"] for row in rows(project)] == ["sizes"] * 5
 
 

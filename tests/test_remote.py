@@ -204,7 +204,7 @@ def test_the_trials_of_a_sweep_can_be_pulled(mine: Path, yours: Path, server: Se
     assert point in server.dvc(yours, "exp list origin").stdout
     server.dvc(yours, "exp pull origin")
     server.dvc(yours, "pull")
-    assert "1 points, 1 done, 0 to run" in run(yours, *sweep, PIPELINE_TRACKING="0").stdout
+    assert "1 trials, 1 done, 0 to run" in run(yours, *sweep, PIPELINE_TRACKING="0").stdout
     for folder in (mine, yours):
         server.dvc(folder, "exp apply", point)
     assert "seed: 1" in (yours / "params.yaml").read_text()

@@ -89,7 +89,7 @@ def test_a_review_judges_it(second: Path) -> None:
     """By the example's metrics.yaml, a worse log-loss fails, and metrics on other data are not compared."""
     for change, verdict in (
         ({"n_epochs": 1}, "test.log_loss"),
-        ({"split_seed": 1}, "is of other data"),
+        ({"split_seed": 1}, "was measured on other data"),
     ):
         values = yaml.safe_load((second / "params.yaml").read_text())
         for section in values.values():
@@ -106,7 +106,7 @@ def test_a_review_judges_it(second: Path) -> None:
 
 def test_it_is_verified(second: Path) -> None:
     """Verifying the project in a clone reports every output as identical."""
-    assert "every out is identical" in run(second, "pipeline.review.verify").stdout
+    assert "every output is bit-identical" in run(second, "pipeline.review.verify").stdout
 
 
 def rows_of(folder: Path) -> list[mlflow.entities.Run]:
