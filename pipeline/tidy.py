@@ -14,6 +14,7 @@ DVC's cache is not touched: use `dvc gc`.
 
 import argparse
 import io
+import itertools
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -25,7 +26,7 @@ import psutil
 from pipeline.core.errors import run_command
 from pipeline.core.repository import CHECKPOINTS, main_root
 from pipeline.tracking.journal import FOLDER, journals
-from pipeline.tracking.store import is_server, local_path, open_store, tracking_uri
+from pipeline.tracking.store import is_server, local_path, open_store, search_all, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,7 +136,7 @@ def used_models(client: "MlflowClient") -> set[str]:
     """Return the ids of all models that are inputs or outputs of runs that are not deleted, in any experiment."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     used: set[str] = set()
-    for found in client.search_runs(experiments, max_results=50_000):
+    for found in itertools.chain.from_iterable(search_all(client, each, "") for each in experiments):
         run = client.get_run(found.info.run_id)  # a search does not return a run's input models
         used |= {model.model_id for model in (run.inputs.model_inputs if run.inputs else [])}
         used |= {model.model_id for model in (run.outputs.model_outputs if run.outputs else [])}

@@ -131,7 +131,10 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     left_out = []
     if n_old := int(runs["code"].isna().sum()):
         left_out.append(f"{n_old} run(s) without the tag `code`, which older versions did not write")
-    known = runs.dropna(subset=["code", by]).sort_values("started")
+    known = runs.dropna(subset=["code"])
+    if n_without := int(known[by].isna().sum()):
+        left_out.append(f"{n_without} run(s) without a value of {by}")
+    known = known.dropna(subset=[by]).sort_values("started")
     set_by_axis = SETS.get(by, [])
     same = ["code", *others, *(name for name in ENVIRONMENT.values() if name not in set_by_axis)]
     if not all(isinstance(value, int | float) for value in known[by]):

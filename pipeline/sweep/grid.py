@@ -30,7 +30,7 @@ class Point:
     name: str
     readable: str  # the name, in the characters that DVC allows
     digest: str  # of parameters and code, because other grids give the same trial another name
-    code: str  # the tag `code` of its MLflow run
+    codes: tuple[str, str]  # the tags `code` and `evaluation.code` of its MLflow run
 
     @property
     def experiment(self) -> str:
@@ -79,7 +79,8 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
     Raises:
         PipelineError: a trial has values that are not allowed.
     """
-    code, code_tag = fingerprints.code_of_stages(), fingerprints.training_code()
+    code = fingerprints.code_of_stages()
+    codes = fingerprints.training_code(), fingerprints.evaluation_code()
     varied = [name for name in grid if len(grid[name]) > 1]
     points: dict[str, Point] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):
@@ -87,7 +88,7 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
         params = load_params(changes=changes)
         name = fingerprints.run_name(params, varied)
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, readable, digest_of(params, code), code_tag)
+        point = Point(changes, params, name, readable, digest_of(params, code), codes)
         points.setdefault(point.experiment, point)
     return list(points.values())
 

@@ -82,7 +82,9 @@ def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) ->
     A run counts if it has the same parameters and code.
     """
     experiments = {_key(point.params.flat()): point.experiment for point in points}
-    condition = f"tags.code = '{points[0].code}' AND attributes.status = 'FINISHED'"
+    training, evaluation = points[0].codes
+    same_code = f"tags.code = '{training}' AND tags.`evaluation.code` = '{evaluation}'"
+    condition = f"{same_code} AND attributes.status = 'FINISHED'"
     rows = {}
     for row in store.search_all(client, experiment_id, condition):
         experiment = experiments.get(_key(row.data.params))

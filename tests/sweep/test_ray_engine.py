@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from pipeline.core.errors import PipelineError
 from pipeline.sweep import ray_engine
 from pipeline.sweep.grid import make_points, parse_grid
-from pipeline.tracking.fingerprints import training_code
+from pipeline.tracking.fingerprints import evaluation_code, training_code
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tags import SWEEP_TAG
 from tests.helpers import environment, files_with, git, rows, run, small_params, start, wait_until, write_params
@@ -126,8 +126,8 @@ def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
     mine = {"sweep.point": ray_engine.point_tag(point)}
 
     def add(status: str, **tags: str) -> str:
-        code = training_code()
-        run_id = client.create_run(experiment_id, tags={"code": code} | tags).info.run_id
+        codes = {"code": training_code(), "evaluation.code": evaluation_code()}
+        run_id = client.create_run(experiment_id, tags=codes | tags).info.run_id
         for name, value in point.params.flat().items():
             client.log_param(run_id, name, value)
         if status != "RUNNING":
@@ -141,6 +141,13 @@ def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
     found = {run_id: client.get_run(run_id).info.status for run_id in (lost, half, first, second, *others)}
     assert list(found.values()) == ["KILLED", "KILLED", "FINISHED", "KILLED", "RUNNING", "FINISHED", "RUNNING"]
     assert ray_engine.finished(client, experiment_id, [point])[point.experiment].info.run_id == first
+    for name in ("code", "evaluation.code"):
+        other = client.get_run(first).data.tags[name]
+        for run_id in (first, others[1]):
+            client.set_tag(run_id, name, "other")
+        assert ray_engine.finished(client, experiment_id, [point]) == {}
+        for run_id in (first, others[1]):
+            client.set_tag(run_id, name, other)
 
 
 @pytest.mark.slow
