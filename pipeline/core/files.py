@@ -41,7 +41,7 @@ def reading(path: Path, stage: str = "") -> Iterator[None]:
     try:
         yield
     except DAMAGE:
-        raise PipelineError(f"{path} is damaged; delete it and run `{command}`") from None
+        raise PipelineError(f"{path} is damaged; delete it, then `{command}` creates it again") from None
 
 
 def load_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
