@@ -33,9 +33,9 @@ class Experiment:
     test_path: str
     # The parts that start every run's name, by parameter; an empty part is omitted.
     run_name: Callable[[Any], dict[str, str]]
-    # What distinguishes two trainings besides parameters, data and code: versions, hardware, the device. By name.
+    # {name: value} that distinguish two trainings besides parameters, data and code: versions, hardware, the device.
     environment: Callable[[Any, str], dict[str, str]]
-    # Load the model from a file. Two example inputs, so that the exported batch size stays variable.
+    # Load the model from a file; return two example inputs: two, so that the exported batch size stays variable.
     load_model: Callable[[str], "nn.Module"]
     example_input: Callable[[], "np.ndarray"]
     # A one-line summary of a run's results, read from its output files.

@@ -77,7 +77,7 @@ def parse_metrics(content: bytes) -> dict[str, Metric]:
     """Return {metric name or pattern: metric} from the content of metrics.yaml; an empty file has no metrics.
 
     Raises:
-        PipelineError: the content is not valid; the message lists an entry's problems.
+        PipelineError: the content is not valid; the message lists all problems of the first invalid entry.
     """
     try:
         entries = yaml.safe_load(content) or {}

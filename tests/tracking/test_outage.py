@@ -35,7 +35,7 @@ import json, sys, time
 from pipeline.tracking import delivery, runs
 from pipeline.params import load_params
 params = load_params()
-delivery.ANSWER_SECONDS = delivery.PATIENCE_SECONDS = 60.0  # a slow machine's server is no outage
+delivery.ANSWER_SECONDS = delivery.PATIENCE_SECONDS = 60.0  # a slow machine's server is not an outage
 with runs.training_run(params, "cpu") as run:
     for epoch in range(1, 41):
         time.sleep(float(sys.argv[1]))
