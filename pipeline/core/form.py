@@ -27,7 +27,7 @@ class Experiment:
     # What training writes: the model, and a table with one line per epoch.
     model_path: str
     history_path: str = "reports/history.csv"
-    # The data's folder, ending in `/`. A reproduction must produce the same bytes. Metrics on other data do not compare.
+    # The folder of the data, ending in `/`. A reproduction must produce the same bytes; other data are not comparable.
     data_folder: str
     # The file in data_folder on which the runs of a comparison are measured.
     test_path: str
