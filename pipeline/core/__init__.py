@@ -1,1 +1,1 @@
-"""Files, git, DVC, processes and metrics.yaml. It computes nothing."""
+"""Files, git, DVC, processes and metrics.yaml. No numerical code."""

@@ -1,12 +1,12 @@
-"""Files from which a stopped training resumes. They lie beside the outs and are never one of them.
+"""Checkpoints: files from which a stopped training resumes. They are never DVC outputs.
 
-A checkpoint is a file under `.checkpoints/` in the main repository, named after a hash of everything that
-decides what the training writes, so that one of other parameters, data, code, versions or hardware is never
-found. Its first 32 bytes are the SHA-256 of the rest: a line of JSON, then the state, in whatever format the experiment
-packs it. It replaces the one before it by a rename, whole and on the disk.
+A checkpoint is a file under `.checkpoints/` in the main repository. Its name is a hash of everything that determines
+what training writes, so a checkpoint of other parameters, data, code, versions or hardware is never found.
+The first 32 bytes are the SHA-256 of the rest: one line of JSON, then the state in the format that the experiment
+chooses. A new checkpoint is flushed to disk and replaces the previous one by a rename.
 
-    NAME.state      of a training that runs or was stopped
-    NAME.finished   of one in the main repository whose outs are written, until dvc.lock has them
+    NAME.state      training is running or was stopped
+    NAME.finished   training in the main repository wrote its outputs; kept until dvc.lock records them
 """
 
 import hashlib
@@ -22,27 +22,27 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# At most so much work is lost, or one epoch where that takes longer.
+# A killed training loses at most this much work, or one epoch if an epoch takes longer.
 SECONDS_BETWEEN = 10.0
-# Another process's DVC has surely recorded a training that was finished so long ago.
+# After this time another process's DVC has certainly recorded its finished training.
 SECONDS_OF_OTHERS = 3600.0
 DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A packed state, and the MLflow run (`tracking.runs.TrainingRun.id`) in which it may resume."""
+    """A packed state, and the id of the MLflow run to resume (`tracking.runs.TrainingRun.id`), or None."""
 
     content: bytes
     run: str | None
-    is_finished: bool  # nothing is left to train: its outs are written again
+    is_finished: bool  # no epoch is left: only the outputs are written again
 
 
 class Checkpoint:
-    """The checkpoint of one training. Saving never raises: the first trouble is told, and training goes on."""
+    """The checkpoint of one training. Saving never raises an OSError: it warns once, and training continues."""
 
     def __init__(self, folder: Path, name: str, params: dict[str, Any]):
-        """`name` is the training's hash; `params` are all parameters, of which a row has one set only."""
+        """Take the training's hash (`name`) and all parameters: an MLflow run is resumed only if they are unchanged."""
         self._params = json.dumps(params, sort_keys=True)
         self._state = folder / f"{name}.state"
         self._finished = folder / f"{name}.finished"
@@ -52,14 +52,14 @@ class Checkpoint:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside the block the checkpoint is this process's; if it is another's, nothing is found and nothing saved."""
+        """Lock the checkpoint. If another process holds it, `load` returns None and `save` does nothing."""
         lock = FileLock(self._state.with_suffix(".lock"))
         try:
             self._state.parent.mkdir(exist_ok=True)
             lock.acquire(timeout=0)
             self._is_ours = True
         except Timeout:
-            self._warn("another process trains exactly this at present: no checkpoint is kept of this training")
+            self._warn("another process is running the same training; this one keeps no checkpoint")
         except OSError as error:
             self._warn_of(error)
         try:
@@ -70,7 +70,7 @@ class Checkpoint:
             lock.release()
 
     def load(self) -> Saved | None:
-        """The last state that was saved. A damaged file is reported and deleted."""
+        """Return the last saved state, or None. A damaged file is reported and deleted."""
         for path in (self._state, self._finished) if self._is_ours else ():
             if path.is_file():
                 content = path.read_bytes()
@@ -80,12 +80,16 @@ class Checkpoint:
                     row = json.loads(head)
                     run = row["run"] if row["params"] == self._params else None
                     return Saved(state, run, is_finished=path == self._finished)
-                print(f"warning: the checkpoint {path} is damaged and deleted; training starts anew", file=sys.stderr)
+                problem = f"the checkpoint {path} is damaged and deleted; training starts from scratch"
+                print(f"warning: {problem}", file=sys.stderr)
                 path.unlink()
         return None
 
     def save(self, pack: Callable[[], bytes], run: str | None, is_last: bool) -> None:
-        """Called after every epoch; writes what `pack` returns after the last one, or if the next might be too late."""
+        """Save what `pack` returns. Call it after every epoch.
+
+        It writes after the last epoch, and when waiting for the next epoch would exceed SECONDS_BETWEEN.
+        """
         now = time.monotonic()
         next_chance = now + (now - self._last_epoch)
         self._last_epoch = now
@@ -108,9 +112,10 @@ class Checkpoint:
                 new.unlink()
 
     def finish(self) -> None:
-        """The outs are written. Under DVC the state stays until dvc.lock has them: until then they can be lost.
+        """Release the checkpoint of a training that has written its outputs.
 
-        In one of DVC's temporary folders it goes at once: the main repository's dvc.lock never gets those outs.
+        Under DVC the state is kept until dvc.lock records the outputs, because they can be lost until then.
+        In DVC's temporary folders it is deleted at once: the main repository's dvc.lock never records those outputs.
         """
         if not self._is_ours:
             return
@@ -122,10 +127,10 @@ class Checkpoint:
                 self._finished.unlink(missing_ok=True)
 
     def _remove_what_is_recorded(self) -> None:
-        """Finished trainings: this one unless DVC was stopped before it wrote dvc.lock, others when they are old."""
+        """Delete `.finished` files: this training's if dvc.lock is newer, others older than SECONDS_OF_OTHERS."""
         lock = Path("dvc.lock")
         for path in self._finished.parent.glob("*.finished"):
-            with suppress(OSError, Timeout):  # gone meanwhile, or in use
+            with suppress(OSError, Timeout):  # already deleted, or in use
                 finished_at = path.stat().st_mtime
                 if path == self._finished:
                     if lock.is_file() and lock.stat().st_mtime > finished_at:
@@ -135,7 +140,7 @@ class Checkpoint:
                         path.unlink()
 
     def _warn_of(self, error: OSError) -> None:
-        self._warn(f"no checkpoint can be kept, {error}; a stopped training will start anew")
+        self._warn(f"no checkpoint can be kept: {error}; if this training stops, it starts from scratch")
 
     def _warn(self, text: str) -> None:
         if not self._warned:
@@ -144,7 +149,7 @@ class Checkpoint:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that not even a machine that goes down brings back what a rename replaced."""
+    """Flush a folder to disk, so that a rename survives a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Run DVC, and repair the two lock files that a killed DVC may leave half written."""
+"""Run DVC, and repair the two lock files that a killed DVC may leave truncated."""
 
 import json
 import os
@@ -16,10 +16,10 @@ LOCK_PATH = Path("dvc.lock")
 
 
 def mend_torn_locks(root: Path) -> None:
-    """Delete DVC's list of its running processes where it is half written; take a half-written dvc.lock from git.
+    """Delete a truncated `.dvc/tmp/rwlock` (DVC's list of running processes); restore a truncated dvc.lock from git.
 
-    DVC empties both before it writes them, in pieces of 8 KB, and refuses what a kill left of them at every later
-    `dvc repro` (https://github.com/treeverse/dvc/issues/7615). What git's dvc.lock does not have is run again, a
+    DVC empties both files before it writes them, in pieces of 8 KB. If it is killed in between, every later `dvc repro`
+    fails (https://github.com/treeverse/dvc/issues/7615). Stages that git's dvc.lock does not record run again,
     training from its checkpoint.
     """
     if stays_torn(root / RWLOCK_PATH, is_json):
@@ -28,11 +28,11 @@ def mend_torn_locks(root: Path) -> None:
     if stays_torn(root / LOCK_PATH, ends_a_line):
         (root / LOCK_PATH).unlink(missing_ok=True)
         run_git(root, "restore", str(LOCK_PATH))
-        print(f"{LOCK_PATH} was left half written when DVC was killed; back to git's", file=sys.stderr)
+        print(f"{LOCK_PATH} was left half written when DVC was killed; restored from git", file=sys.stderr)
 
 
 def stays_torn(path: Path, is_whole: Callable[[str], bool]) -> bool:
-    """Whether a file is there and not whole, now and half a second later: longer than a DVC that lives needs for it."""
+    """Return whether a file exists and is truncated, now and 0.5 s later. A running DVC writes it in less time."""
     for wait in (0, 0.5):
         time.sleep(wait)
         if not path.is_file() or is_whole(path.read_text()):
@@ -49,19 +49,19 @@ def is_json(text: str) -> bool:
 
 
 def ends_a_line(text: str) -> bool:
-    """As all YAML that DVC writes does; one with a merge's conflicts, which is its author's affair, does too."""
+    """Return whether a text ends with a newline, as all YAML from DVC does, also with conflict markers of a merge."""
     return text.endswith("\n")
 
 
 def dvc(*arguments: str, folder: Path = Path(), quiet: bool = False) -> None:
-    """Run DVC with this Python, without its hints on git and remotes; `quiet` hides what it says of success.
+    """Run DVC with this Python, without its hints on git and remotes; `quiet` hides all output except errors.
 
     Raises:
-        PipelineError: DVC failed; it has said why.
+        PipelineError: DVC failed; DVC itself has printed why.
     """
-    # By its path and -P: neither this folder's modules nor the working folder's come before installed ones.
+    # The path and -P keep modules of this folder and of the working folder from shadowing installed ones.
     command = [sys.executable, "-P", str(Path(__file__).with_name("dvc_without_hints.py")), *arguments]
-    # What DVC says of success goes to stdout, of errors to stderr.
+    # DVC prints errors to stderr, everything else to stdout.
     stdout = subprocess.DEVNULL if quiet else None
     status = subprocess.run(command, cwd=folder, env=environment_of_stages(), stdout=stdout).returncode
     if status != 0:
@@ -69,6 +69,6 @@ def dvc(*arguments: str, folder: Path = Path(), quiet: bool = False) -> None:
 
 
 def environment_of_stages() -> dict[str, str]:
-    """This process's environment with this Python's folder first in PATH, for `python` is the stages' command."""
+    """Return this environment with this Python's folder first in PATH, because the stages call `python`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}

@@ -1,6 +1,6 @@
-"""DVC's command line without its hints on git and remotes. No setting of DVC's turns them off.
+"""DVC's command line without its hints on git and remotes. DVC has no setting to disable them.
 
-The hints lead to a commit without params.yaml and reports/, and to a push where there is no remote.
+Following the hints leads to a commit without params.yaml and reports/, and to a push without a remote.
 """
 
 import logging

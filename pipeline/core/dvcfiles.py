@@ -1,6 +1,6 @@
-"""What dvc.yaml declares and dvc.lock records about the stages, read without DVC: here, or in a commit.
+"""Read what dvc.yaml declares and dvc.lock records, without DVC: in the working folder or in a commit.
 
-Inside a stage DVC cannot be asked: it holds its lock while the stage runs.
+A stage cannot ask DVC, because DVC holds its lock while the stage runs.
 """
 
 import hashlib
@@ -17,51 +17,52 @@ from pipeline.core.yaml_reader import load_yaml
 
 
 def declared(stage: str) -> dict[str, list[str]]:
-    """The paths that dvc.yaml declares for a stage: {'deps': […], 'outs': […]}, metrics and plots among the outs."""
+    """Return a stage's paths in dvc.yaml: {'deps': […], 'outs': […]}. Metrics and plots count as outs."""
     entry = _load("dvc.yaml")[stage]
     return {"deps": [_path(item) for item in entry.get("deps", [])], "outs": outs_of(entry)}
 
 
 def outs_of(entry: dict[str, Any]) -> list[str]:
-    """The paths of all that a stage writes, by its entry in dvc.yaml."""
+    """Return the paths of all outputs in a stage's entry of dvc.yaml."""
     return [_path(item) for kind in ("outs", "metrics", "plots") for item in entry.get(kind, [])]
 
 
 def commands() -> dict[str, str]:
-    """{stage: command} of dvc.yaml."""
+    """Return {stage: command} from dvc.yaml."""
     return {stage: entry["cmd"] for stage, entry in _load("dvc.yaml").items()}
 
 
 def all_stages() -> list[str]:
-    """The names of dvc.yaml's stages."""
+    """Return the names of dvc.yaml's stages."""
     return list(_load("dvc.yaml"))
 
 
 def all_outs() -> set[str]:
-    """Every path that some stage of dvc.yaml writes."""
+    """Return the paths of the outputs of all stages in dvc.yaml."""
     return {path for stage in all_stages() for path in declared(stage)["outs"]}
 
 
 def locked_outs() -> dict[str, str]:
-    """{path: MD5} of every out that dvc.lock records."""
+    """Return {path: MD5} of all outputs that dvc.lock records."""
     return {out["path"]: out["md5"] for stage in _load("dvc.lock").values() for out in stage.get("outs", [])}
 
 
 def lock_at(commit: str) -> dict[str, Any]:
-    """What dvc.lock holds in a commit; empty where it is not in it."""
+    """Return the content of a commit's dvc.lock; empty if the commit has none."""
     return load_yaml(file_at(commit, "dvc.lock") or "") or {}
 
 
 def outs_at(commit: str, stage: str) -> dict[str, str]:
-    """{path: MD5} of what a stage wrote, by a commit's dvc.lock; empty where that does not say."""
+    """Return {path: MD5} of a stage's outputs from a commit's dvc.lock; empty if it does not record the stage."""
     entry = lock_at(commit).get("stages", {}).get(stage) or {}
     return {out["path"]: out["md5"] for out in entry.get("outs", [])}
 
 
 def contradictions(locked: dict[str, Any]) -> list[tuple[str, str]]:
-    """(stage, path) of every dependency whose hash differs from that of the out of the same path.
+    """Return (stage, path) of every dependency whose recorded hash differs from that of the output with the same path.
 
-    As after `dvc exp run train`: evaluate's entry is still that of other weights. `locked` are dvc.lock's stages.
+    This happens after `dvc exp run train`: evaluate's entry still records earlier weights. `locked` are the stages of
+    dvc.lock.
     """
     made = {out["path"]: out.get("md5") for stage in locked.values() for out in stage.get("outs", [])}
     return [
@@ -73,36 +74,38 @@ def contradictions(locked: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def md5s(paths: list[str]) -> dict[str, str]:
-    """{path: MD5} as DVC computes them, of the files that exist."""
+    """Return {path: MD5} of the files that exist, with the hashes that DVC computes."""
     return {path: _md5(Path(path)) for path in paths if Path(path).is_file()}
 
 
 def stages_without(names: Iterable[str]) -> list[str]:
-    """The stages that no parameter of these dotted names reaches, in dvc.yaml's order: neither they nor what they
-    read depend on one."""
+    """Return the stages that depend on none of these parameters (dotted names), directly or through their inputs.
+
+    They come in dvc.yaml's order.
+    """
     changed = list(names)
     reached = with_descendants({stage for stage in all_stages() if any(declares(stage, name) for name in changed)})
     return [stage for stage in all_stages() if stage not in reached]
 
 
 def declares(stage: str, name: str) -> bool:
-    """Whether dvc.yaml lists this parameter of params.yaml, by its dotted name, or its section for a stage."""
+    """Return whether a stage of dvc.yaml declares this parameter of params.yaml (dotted name), or its section."""
     sections = _declared_params(stage).get("params.yaml")
     return sections == [] or any(name == section or name.startswith(f"{section}.") for section in sections or [])
 
 
 def with_descendants(stages: set[str]) -> set[str]:
-    """These stages, and those that read what they write, directly or not."""
+    """Return these stages and all stages downstream of them."""
     return _reachable(stages, _edges())
 
 
 def with_ancestors(stages: set[str]) -> set[str]:
-    """These stages, and those that write what they read, directly or not."""
+    """Return these stages and all stages upstream of them."""
     return _reachable(stages, {(reader, writer) for writer, reader in _edges()})
 
 
 def _edges() -> set[tuple[str, str]]:
-    """(a, b) of each two stages of which b reads what a writes: the same path, or one inside the other."""
+    """Return (writer, reader) stages: an output of the first equals, contains or lies in a dependency of the second."""
     paths = {stage: declared(stage) for stage in all_stages()}
 
     def overlap(a: str, b: str) -> bool:
@@ -123,16 +126,15 @@ def _reachable(stages: set[str], edges: set[tuple[str, str]]) -> set[str]:
 
 
 def contents(files: dict[str, str]) -> dict[str, Any]:
-    """{path: MD5} for a hash that survives a move of code: of Python files the contents alone, under `code`."""
+    """Reduce {path: MD5} to what a move of code does not change: of Python files only the sorted MD5s, under `code`."""
     code = sorted(md5 for path, md5 in files.items() if path.endswith(".py"))
     return {path: md5 for path, md5 in files.items() if not path.endswith(".py")} | {"code": code}
 
 
 def is_up_to_date(stage: str) -> bool:
-    """Whether dvc.lock's entry equals what dvc.yaml declares and the workspace holds: command, dependencies,
-    parameters and outs.
+    """Return whether dvc.lock's entry matches dvc.yaml and the workspace: command, dependencies, parameters, outputs.
 
-    DVC skips the stage then. (It also skips it if dvc.lock lists parameters that dvc.yaml no longer declares.)
+    If so, DVC skips the stage. (DVC also skips it if dvc.lock lists parameters that dvc.yaml no longer declares.)
     """
     locked = _load("dvc.lock").get(stage)
     if locked is None or locked["cmd"] != commands()[stage]:
@@ -150,14 +152,14 @@ def is_up_to_date(stage: str) -> bool:
 
 
 def value_at(params: dict[str, Any], name: str) -> Any:
-    """What a stage's entry under `params` names: a section (`model`) or one value (`model.bottleneck_size`)."""
+    """Look up an entry of a stage's `params`: a section (`model`) or a value (`model.bottleneck_size`)."""
     section, _, key = name.partition(".")
     values = params.get(section)
     return values.get(key) if key and isinstance(values, dict) else values
 
 
 def _declared_params(stage: str) -> dict[str, list[str]]:
-    """{file: names} of the parameters that dvc.yaml declares for a stage; a file without names is declared whole."""
+    """Return {file: names} of the parameters that dvc.yaml declares for a stage; no names means the whole file."""
     params: dict[str, list[str]] = {}
     for item in _load("dvc.yaml")[stage].get("params", []):
         for file, names in item.items() if isinstance(item, dict) else [("params.yaml", [item])]:
@@ -166,19 +168,19 @@ def _declared_params(stage: str) -> dict[str, list[str]]:
 
 
 def _load(file: str) -> dict[str, Any]:
-    """The stages of dvc.yaml or dvc.lock by name; none where the file is missing or empty."""
+    """Return the stages of dvc.yaml or dvc.lock by name; none if the file is missing or empty."""
     path = Path(file)
     stages = _read(path).get("stages", {}) if path.is_file() else {}
     if not isinstance(stages, dict):
-        raise PipelineError(f"{file} holds no stages, but {stages!r}")
+        raise PipelineError(f"{file} is not valid: `stages` must map names to stages, got {stages!r}")
     return stages
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A YAML file's values.
+    """Read a YAML file.
 
     Raises:
-        PipelineError: it is not YAML, as after a merge with conflicts.
+        PipelineError: the file is not YAML, for example after a merge with conflicts.
     """
     try:
         return load_yaml(path.read_text()) or {}
@@ -187,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _path(item: str | dict[str, Any]) -> str:
-    """An entry is a path, or a path with settings: {path: {cache: false}}."""
+    """Return the path of an entry: a path, or a path with settings, {path: {cache: false}}."""
     return item if isinstance(item, str) else next(iter(item))
 
 

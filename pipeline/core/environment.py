@@ -1,4 +1,4 @@
-"""reports/environment.json: in which environment the committed results were made."""
+"""reports/environment.json: the environment that produced the committed results."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,20 @@ RECORD_PATH = Path("reports/environment.json")
 
 
 def record(outs: dict[str, str], environment: dict[str, str]) -> None:
-    """Note in RECORD_PATH, which is in git, the environment that made these outs ({path: MD5}).
+    """Write the environment that produced these outputs ({path: MD5}) to RECORD_PATH, which is in git.
 
-    The file is no out, for it depends on the machine. One that already tells who made the very same bytes
-    stays as it is, so that to reproduce them changes nothing.
+    The file is not a DVC output, because it depends on the machine. If it already records the same hashes, it is left
+    as it is, so that reproducing the results changes nothing.
 
     Raises:
-        PipelineError: it cannot be written.
+        PipelineError: the file cannot be written.
     """
     if recorded()["outs"] != outs:
         write_out(RECORD_PATH, json.dumps({"outs": outs, "environment": environment}, indent=2) + "\n")
 
 
 def recorded() -> dict[str, dict[str, str]]:
-    """What `record` noted: `outs` and `environment`, both empty where there is no such note."""
+    """Return what `record` wrote: `outs` and `environment`, both empty if the file is missing or damaged."""
     try:
         content = json.loads(RECORD_PATH.read_text())
         return {"outs": dict(content["outs"]), "environment": dict(content["environment"])}

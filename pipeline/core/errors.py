@@ -6,26 +6,26 @@ import sys
 import traceback
 from collections.abc import Callable
 
-# Of a disk that is full, over its quota, read-only or somebody else's.
+# A disk that is full, over quota or read-only, or a file without permission.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-# For commands whose exit code 1 has a meaning.
+# The exit code of a bug, for commands whose exit code 1 means something else.
 BUG = 70
 GET_BACK = "git restore params.yaml dvc.lock reports && dvc checkout"
 
 
 class PipelineError(Exception):
-    """Something the user can put right. The message says what is wrong, where, and what to do."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do."""
 
 
 def on_one_line(error: object) -> str:
-    """An error's text without line breaks."""
+    """Return an error's text without line breaks."""
     return " ".join(str(error).split())
 
 
 def run_command(main: Callable[[], None], exit_code_of_a_bug: int = 1) -> None:
-    """Run a stage or a command; a PipelineError, or a disk's, ends it with one message and exit code 2.
+    """Run a stage or a command. A PipelineError or one of STORAGE_ERRORS prints its message and exits with code 2.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug: it prints a traceback and exits with `exit_code_of_a_bug`. Ctrl-C exits with 130.
     """
     try:
         main()
@@ -36,7 +36,7 @@ def run_command(main: Callable[[], None], exit_code_of_a_bug: int = 1) -> None:
             sys.exit(exit_code_of_a_bug)
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("DVC_STAGE"):
-            # DVC deletes a stage's outs before it runs the stage.
+            # DVC deletes a stage's outputs before it runs the stage.
             print(f"to get the last committed results back: {GET_BACK}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Write the files that stages leave, figures too; read their JSON files and the numbers in them."""
+"""Write the stages' outputs; read their JSON files and the numbers in them."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -10,45 +10,45 @@ from safetensors import SafetensorError
 
 from pipeline.core.errors import PipelineError
 
-# What reading a file raises if it is not what was written.
+# What reading a damaged file can raise.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 def write_out(path: Path, content: bytes | str) -> None:
-    """Write a file, and its folder if need be.
+    """Write a file, and create its folder if it is missing.
 
     Raises:
-        PipelineError: it cannot be written (a full disk, a read-only folder); names the file.
+        PipelineError: the file cannot be written (a full disk, a read-only folder); the message names it.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
-        raise PipelineError(f"{path} cannot be written: {error.strerror}; put that right, then `dvc repro`") from None
+        raise PipelineError(f"{path} cannot be written: {error.strerror}; fix this, then run `dvc repro`") from None
 
 
 @contextmanager
 def reading(path: Path, stage: str = "") -> Iterator[None]:
-    """Inside the block an out of an earlier stage is read and checked. What goes wrong there is the file's fault.
+    """Turn errors of a block that reads an earlier stage's output into an error that names the file.
 
     Raises:
         PipelineError: the file is missing, or the block raised one of DAMAGE. The message names the stage, if given.
     """
     command = f"dvc repro {stage}".strip()
     if not path.is_file():
-        raise PipelineError(f"{path} is missing; `{command}` makes it")
+        raise PipelineError(f"{path} is missing; `{command}` creates it")
     try:
         yield
     except DAMAGE:
-        raise PipelineError(f"{path} is damaged; delete it, then `{command}` brings it back") from None
+        raise PipelineError(f"{path} is damaged; delete it, then `{command}` creates it again") from None
 
 
 def load_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
-    """What an earlier stage wrote, at least these keys.
+    """Read a JSON file that an earlier stage wrote and check that it has at least these keys.
 
     Raises:
-        PipelineError: the file is missing or damaged.
+        PipelineError: the file is missing or damaged, or lacks a key.
     """
     with reading(path):
         content = json.loads(path.read_text())
@@ -58,7 +58,7 @@ def load_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
 
 
 def flat(values: Any, separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """{'test.mse': 0.04} of {'test': {'mse': 0.04}}; a list's items are named by their number."""
+    """Flatten nested values: {'test': {'mse': 0.04}} becomes {'test.mse': 0.04}; list items are named by index."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
     if items is None:
         return {prefix: values}
@@ -69,6 +69,6 @@ def flat(values: Any, separator: str = ".", prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(values: Any, separator: str = "/") -> dict[str, float]:
-    """`flat`, without what is no number."""
+    """Flatten nested values, and keep only numbers (no booleans)."""
     leaves = flat(values, separator).items()
     return {name: value for name, value in leaves if isinstance(value, int | float) and not isinstance(value, bool)}

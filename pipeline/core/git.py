@@ -1,6 +1,6 @@
-"""Run git in the folder that is meant, whatever repository a git hook names in its environment.
+"""Run git in a given folder, even inside a git hook.
 
-With it: find commits and DVC experiments, read the files of a commit, and take a workspace to a clone.
+Find commits and DVC experiments, read the files of a commit, and copy a workspace to a clone.
 """
 
 import os
@@ -10,31 +10,31 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError, on_one_line
 
-# A git hook sets these: git would work in the hook's repository.
+# A git hook sets these variables; with them git would work in the hook's repository.
 HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 HERE = Path()
 
 
 def run_git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run a git command, and return how it ended: a failure raises nothing."""
+    """Run a git command and return the completed process. A failure raises nothing."""
     variables = {name: value for name, value in os.environ.items() if name not in HOOK_VARIABLES}
     return subprocess.run(["git", *arguments], cwd=folder, env=variables, capture_output=True)
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """A git command's output, without white space around it.
+    """Return a git command's output, stripped.
 
     Raises:
-        PipelineError: git says why it cannot.
+        PipelineError: git failed; the message is git's own.
     """
     return git_bytes(folder, *arguments).decode(errors="replace").strip()
 
 
 def git_bytes(folder: Path, *arguments: str) -> bytes:
-    """A git command's output as it is.
+    """Return a git command's output as bytes.
 
     Raises:
-        PipelineError: git says why it cannot.
+        PipelineError: git failed; the message is git's own.
     """
     done = run_git(folder, *arguments)
     if done.returncode != 0:
@@ -43,7 +43,7 @@ def git_bytes(folder: Path, *arguments: str) -> bytes:
 
 
 def git_or_none(*arguments: str) -> str | None:
-    """Return a git command's output in the working folder; None if there is no git, or if the command fails."""
+    """Return a git command's output in the working folder; None if git is missing or the command fails."""
     try:
         return git(HERE, "-c", "core.quotePath=false", *arguments)
     except (OSError, PipelineError):
@@ -51,24 +51,24 @@ def git_or_none(*arguments: str) -> str | None:
 
 
 def commit_workspace(root: Path) -> tuple[str, str]:
-    """(HEAD, a commit with the workspace's tracked files, on no branch); the workspace stays as it is."""
+    """Return (HEAD, a commit of the workspace's tracked files on no branch). The workspace does not change."""
     head = git(root, "rev-parse", "HEAD")
-    git(root, "status")  # of a file written anew to the same bytes git knows that after a look only, and stash fails
+    git(root, "status")  # refreshes the index: `stash` fails if a file was rewritten with the same bytes
     return head, git(root, "-c", "user.name=sweep", "-c", "user.email=sweep@localhost", "stash", "create") or head
 
 
 def check_out_workspace(clone: Path, head: str, workspace: str) -> None:
-    """Make a clone's folder what the workspace was: HEAD there, its changes here as changes."""
+    """Reproduce the workspace in a clone: check out `head`, with the workspace's changes as uncommitted changes."""
     git(clone, "checkout", "--quiet", "--detach", head)
     git(clone, "read-tree", "-u", "--reset", workspace)
     git(clone, "reset", "--quiet")
 
 
 def resolve(name: str) -> str:
-    """The commit that a revision or a DVC experiment's name means, fetched if a remote has it.
+    """Return the commit of a revision or a DVC experiment's name; fetch it if only a remote has it.
 
     Raises:
-        PipelineError: there is no such commit; the message has the command that fetches it.
+        PipelineError: there is no such commit; the message gives the command that fetches it.
     """
     if (commit := find_commit(name)) is not None:
         return commit
@@ -76,7 +76,7 @@ def resolve(name: str) -> str:
     remote, _, branch = name.partition("/")
     if remote not in {*remotes, "origin"}:
         remote, branch = "origin", name
-    # In a full clone a depth would cut the history off.
+    # In a full clone --depth would truncate the history.
     depth = ["--depth=1"] if git(HERE, "rev-parse", "--is-shallow-repository") == "true" else []
     if re.search(r"[~^]", name):
         fetch = ["fetch", "--deepen=10", remote]
@@ -92,10 +92,10 @@ def resolve(name: str) -> str:
 
 
 def branch_point(name: str, base: str, head: str) -> str:
-    """Where `head` left the branch `name`, so that what the branch did since then is not held against it.
+    """Return the commit where `head` left the branch `name`, so that later commits of the branch do not count.
 
-    The base itself where it is no branch (two commits, two experiments), or where the history is too
-    short to tell, as in a shallow clone.
+    Return `base` itself if `name` is not a branch (two commits, two experiments), or if the history is too short, as
+    in a shallow clone.
     """
     ref = git_or_none("rev-parse", "--symbolic-full-name", name) or ""
     if not ref.startswith(("refs/heads/", "refs/remotes/")):
@@ -104,10 +104,10 @@ def branch_point(name: str, base: str, head: str) -> str:
 
 
 def find_commit(name: str) -> str | None:
-    """The commit that a name means here, None if nothing here has that name.
+    """Return the local commit with this name, or None.
 
     Raises:
-        PipelineError: several experiments have it.
+        PipelineError: several experiments have this name.
     """
     commit = git_or_none("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if commit is not None:
@@ -117,27 +117,27 @@ def find_commit(name: str) -> str | None:
     experiments = [(*ref.split("/")[2:4], commit) for ref, commit in map(str.split, listed)]
     if len(experiments) > 1:
         found = ", ".join(f"{commit[:10]} (of {first}{rest[:8]})" for first, rest, commit in experiments)
-        raise PipelineError(f"{len(experiments)} experiments are called {name!r}, give one's commit: {found}")
+        raise PipelineError(f"{len(experiments)} experiments are called {name!r}; use a commit instead: {found}")
     return experiments[0][2] if experiments else None
 
 
 def show(commit: str, path: str) -> bytes | None:
-    """A file's content in a commit, None where it is not in it."""
+    """Return a file's content in a commit; None if the commit does not have it."""
     return None if blob(commit, path) is None else git_bytes(HERE, "show", f"{commit}:{path}")
 
 
 def blob(commit: str, path: str) -> str | None:
-    """The hash of a file's content in a commit, None where it is not in it."""
+    """Return the hash of a file's content in a commit; None if the commit does not have it."""
     return git_or_none("rev-parse", "--verify", "--quiet", f"{commit}:{path}")
 
 
 def experiments() -> dict[tuple[str, str], str]:
-    """{(commit that it started from, name): commit} of the DVC experiments in this repository."""
+    """Return {(baseline commit, name): commit} of the DVC experiments in this repository."""
     listed = git_or_none("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or ""
     found = {}
     for line in listed.splitlines():
         ref, commit = line.split()
-        # refs/exps/<2 digits>/<38 digits>/<name>; DVC keeps other things beside these.
+        # refs/exps/<2 digits>/<38 digits>/<name>; DVC keeps other refs next to these.
         parts = ref.split("/")
         if len(parts) == 5 and len(parts[2]) == 2:
             found[parts[2] + parts[3], parts[4]] = commit
@@ -145,6 +145,6 @@ def experiments() -> dict[tuple[str, str], str]:
 
 
 def file_at(commit: str, path: str) -> str | None:
-    """The text of a file in a commit; None where it is not in it."""
+    """Return the text of a file in a commit; None if the commit does not have it."""
     text = git_or_none("show", f"{commit}:{path}")
     return None if text is None else f"{text}\n"

@@ -1,4 +1,4 @@
-"""metrics.yaml: what each metric is called, which way is better, how far it may move, where it is shown."""
+"""metrics.yaml: each metric's name, direction, tolerance and display."""
 
 import fnmatch
 import math
@@ -15,10 +15,10 @@ METRICS_PATH = "metrics.yaml"
 
 
 class Metric(BaseModel):
-    """An entry of metrics.yaml, whose head tells what each key means.
+    """An entry of metrics.yaml. The comment at the top of that file explains each key.
 
-    With `better` a metric may move by up to absolute + relative × |old|: to the worse in a review, to either side in
-    `verify`.
+    A metric with `better` may change by up to absolute + relative × |old|: for the worse in a review, in either
+    direction in `verify`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +38,7 @@ class Metric(BaseModel):
 
     @property
     def allowed(self) -> str:
-        """`3 %`, `0.13` or `1e-06 + 0.1 %`."""
+        """The tolerance as text: `3 %`, `0.13` or `1e-06 + 0.1 %`."""
         parts = [f"{self.absolute:g}" if self.absolute else "", f"{100 * self.relative:g} %" if self.relative else ""]
         return " + ".join(filter(None, parts)) or "0"
 
@@ -52,20 +52,20 @@ class Metric(BaseModel):
         return "within tolerance" if gain >= -self.margin(old) else "worse"
 
     def sign(self) -> int:
-        """1 where more is better, else −1."""
+        """Return 1 if higher is better, else −1."""
         return 1 if self.better == "higher" else -1
 
 
 def is_number(value: Any) -> bool:
-    """Whether a metric's value can be judged: a finite number."""
+    """Return whether a metric's value can be judged: it is a finite number, not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load_metrics() -> dict[str, Metric]:
-    """`parse_metrics` of the working folder's file.
+    """Read metrics.yaml in the working folder, as `parse_metrics` does.
 
     Raises:
-        PipelineError: it is missing or not valid.
+        PipelineError: the file is missing or not valid.
     """
     try:
         return parse_metrics(Path(METRICS_PATH).read_bytes())
@@ -74,10 +74,10 @@ def load_metrics() -> dict[str, Metric]:
 
 
 def parse_metrics(content: bytes) -> dict[str, Metric]:
-    """{metric's name, or a pattern of names: metric} from the file's content; none from an empty one.
+    """Return {metric name or pattern: metric} from the content of metrics.yaml; an empty file has no metrics.
 
     Raises:
-        PipelineError: the content is not valid; every problem is listed.
+        PipelineError: the content is not valid; the message lists all problems of the first invalid entry.
     """
     try:
         entries = yaml.safe_load(content) or {}
@@ -92,34 +92,34 @@ def parse_metrics(content: bytes) -> dict[str, Metric]:
             raise PipelineError(f"{METRICS_PATH} is not valid: {n_metrics} metrics have the role {role}")
     for name, metric in metrics.items():
         if metric.beside is not None and metric.beside not in metrics:
-            raise PipelineError(f"{METRICS_PATH} is not valid: {name} is to be beside {metric.beside}, which it lacks")
+            raise PipelineError(f"{METRICS_PATH} is not valid: {name} has `beside: {metric.beside}`, an unknown metric")
     return metrics
 
 
 def with_role(role: str, metrics: dict[str, Metric]) -> tuple[str, Metric]:
-    """(name, metric) of the one metric with a role.
+    """Return (name, metric) of the only metric with a role.
 
     Raises:
-        PipelineError: none has it.
+        PipelineError: no metric has it.
     """
     for name, metric in metrics.items():
         if metric.role == role:
             return name, metric
-    raise PipelineError(f"{METRICS_PATH} names no metric with `role: {role}`")
+    raise PipelineError(f"{METRICS_PATH} has no metric with `role: {role}`")
 
 
 def pattern_of(name: str, metrics: dict[str, Metric]) -> str | None:
-    """The first pattern that fits a metric's name; None where none fits."""
+    """Return the first pattern that matches a metric's name, or None."""
     return next((pattern for pattern in metrics if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 def judged_by(name: str, metrics: dict[str, Metric]) -> Metric | None:
-    """The entry that tells how far a metric of that name may move; None where none does."""
+    """Return the entry with the tolerance of a metric; None if no entry matches or it has no `better`."""
     pattern = pattern_of(name, metrics)
     metric = None if pattern is None else metrics[pattern]
     return metric if metric is not None and metric.better is not None else None
 
 
 def in_mlflow(name: str) -> str:
-    """`test/mse` of `test.mse`."""
+    """Return a metric's name in MLflow: `test/mse` for `test.mse`."""
     return name.replace(".", "/")

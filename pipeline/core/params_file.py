@@ -1,6 +1,6 @@
-"""params.yaml, whatever its sections are: read strictly, with errors that name all problems at once.
+"""Read params.yaml strictly, for any set of sections. One error lists all problems.
 
-There are no defaults and no conversions: what params.yaml says is what the stages get.
+There are no defaults and no conversions: the stages get exactly the values in params.yaml.
 """
 
 import json
@@ -16,21 +16,21 @@ from pipeline.core.errors import PipelineError, on_one_line
 from pipeline.core.yaml_reader import load_yaml
 
 PARAMS_PATH = Path("params.yaml")
-# What numpy's RandomState, the narrowest of the generators in use, accepts.
+# The range of numpy's RandomState, the narrowest of the generators in use.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
-    """Strict: unknown keys, missing keys and wrong types (a bool is no int) are all errors."""
+    """A strict section: unknown keys, missing keys and wrong types (a bool is not an int) are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class AllSections(Section):
-    """All of params.yaml: a subclass has a field for each section."""
+    """All of params.yaml. A subclass has one field per section."""
 
     def flat(self) -> dict[str, Any]:
-        """{'train.lr': 0.01, …}: every value under its dotted name."""
+        """Return every value under its dotted name: {'train.lr': 0.01, …}."""
         return {
             f"{section}.{name}": value
             for section, values in self.model_dump().items()
@@ -42,18 +42,18 @@ Sections = TypeVar("Sections", bound=AllSections)
 
 
 def short(name: str) -> str:
-    """`lr` of `train.lr`."""
+    """Return a parameter's name without its section: `lr` for `train.lr`."""
     return name.partition(".")[2] or name
 
 
 def load(
     schema: type[Sections], path: Path = PARAMS_PATH, changes: Mapping[str, Any] = MappingProxyType({})
 ) -> Sections:
-    """Read and validate params.yaml, with other values for some dotted names, as `{'train.lr': 0.01}`.
+    """Read and validate params.yaml. `changes` replaces values by dotted name: `{'train.lr': 0.01}`.
 
     Raises:
-        PipelineError: the file is missing, is not YAML, or holds values that are not allowed; every
-            problem is listed, as `train.lr: must be greater than 0, got -1`.
+        PipelineError: the file is missing, is not YAML, or holds values that are not allowed; the message lists every
+            problem, for example `train.lr: must be greater than 0, got -1`.
     """
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
@@ -73,14 +73,14 @@ def load(
         problems = "".join(f"\n  {line}" for line in _describe(error))
         what = f"{path} holds values that are not allowed"
         if changes:
-            load(schema, path)  # which is to blame where it is wrong without them too
+            load(schema, path)  # if the file itself is wrong, its error is the one to report
             settings = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
             what = f"-S (GRID) {settings} gives values that are not allowed"
         raise PipelineError(f"{what}:{problems}") from None
 
 
 def parse_values(text: str) -> list[Any]:
-    """Several values as params.yaml would hold them: `2,4` is [2, 4], `null,[512,128]` is [None, [512, 128]].
+    """Parse a list of values in params.yaml's syntax: `2,4` is [2, 4], `null,[512,128]` is [None, [512, 128]].
 
     Raises:
         PipelineError: the text is not YAML.
@@ -88,11 +88,11 @@ def parse_values(text: str) -> list[Any]:
     try:
         return load_yaml(f"[{text}]")
     except (yaml.YAMLError, ValueError):
-        raise PipelineError(f"{text!r} is not a list of values, as 2,4,8 or null,[512,128]") from None
+        raise PipelineError(f"{text!r} is not a list of values; write, for example, 2,4,8 or null,[512,128]") from None
 
 
 def _describe(error: ValidationError) -> list[str]:
-    """One line for each key that is wrong: its dotted name, what it must be, what it is."""
+    """Return one line per invalid key: its dotted name, the allowed values and the actual value."""
     lines: list[str] = []
     wanted: dict[str, list[str]] = {}  # a union (a number or "auto") reports one problem for each member
     given: dict[str, Any] = {}

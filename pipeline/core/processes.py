@@ -1,4 +1,4 @@
-"""Processes: which one wrote a row and whether it still lives, its end by SIGTERM, a server's port and start."""
+"""Identify processes and check whether they still run, handle SIGTERM, check a server's port and wait for its start."""
 
 import errno
 import signal
@@ -16,12 +16,12 @@ import psutil
 
 from pipeline.core.errors import PipelineError
 
-# How long a server may take until it answers.
+# How long a server may take to answer for the first time.
 START_SECONDS = 120
 
 
 def identity(pid: int | None = None) -> dict[str, str]:
-    """MLflow tags that name a process (this one, unless `pid` says another) among all that this host has run."""
+    """Return MLflow tags that identify a process (default: this one) among all that ever ran on this host."""
     process = psutil.Process(pid)
     return _place() | {
         "process.boot": _line("/proc/sys/kernel/random/boot_id"),
@@ -31,9 +31,9 @@ def identity(pid: int | None = None) -> dict[str, str]:
 
 
 def is_gone(tags: dict[str, str]) -> bool:
-    """Whether the process that `identity` described has ended.
+    """Return whether the process that `identity` described has ended.
 
-    False for one of another host or container, of which nothing can be known, and where tags are missing.
+    False if it ran on another host or in another container, which cannot be checked, or if tags are missing.
     """
     if "process.started" not in tags or any(tags.get(name) != value for name, value in _place().items()):
         return False
@@ -41,14 +41,14 @@ def is_gone(tags: dict[str, str]) -> bool:
         return True
     try:
         process = psutil.Process(int(tags["process.pid"]))
-        # A zombie has ended, only its parent has not asked how.
+        # A zombie has ended; its parent has not read its exit status yet.
         return process.status() == psutil.STATUS_ZOMBIE or _started(process) != tags["process.started"]
     except psutil.NoSuchProcess:
         return True
 
 
 def _place() -> dict[str, str]:
-    """Where process ids mean the same: a machine, and on it the namespace of a container."""
+    """Return the scope in which a process id is valid: the machine and the container's PID namespace."""
     namespace = Path("/proc/self/ns/pid")
     return {
         "process.host": socket.gethostname(),
@@ -58,9 +58,9 @@ def _place() -> dict[str, str]:
 
 
 def _started(process: psutil.Process) -> str:
-    """When a process started, since process ids are used again.
+    """Return when a process started, because process ids are reused.
 
-    Linux counts it from the start of the machine: psutil adds that to a clock which may be set meanwhile.
+    Linux counts from boot. psutil converts that to clock time, which changes when the clock is set.
     """
     stat = _line(f"/proc/{process.pid}/stat")
     # The 22nd field; the second, a name in parentheses, may hold spaces.
@@ -68,7 +68,7 @@ def _started(process: psutil.Process) -> str:
 
 
 def _line(path: str) -> str:
-    """The text of a system file; empty where there is none."""
+    """Return the text of a system file; empty if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -77,9 +77,9 @@ def _line(path: str) -> str:
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """Inside the block SIGTERM raises SystemExit (143), so that what is open can be closed."""
+    """Make SIGTERM raise SystemExit(143) inside the block, so that open resources are closed."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread can set signal handlers
         return
 
     def leave(*_: object) -> None:
@@ -93,10 +93,10 @@ def sigterm_as_exit() -> Iterator[None]:
 
 
 def check_port(host: str, port: int, command: str) -> None:
-    """Check, before MLflow starts, that it can listen there. The error names `command` with another port.
+    """Check that MLflow will be able to listen on a port. The error suggests `command` with another port.
 
     Raises:
-        PipelineError: the port is taken or no port, or the host is no address of this machine.
+        PipelineError: the port is in use or out of range, or the host is not an address of this machine.
     """
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
@@ -109,10 +109,10 @@ def check_port(host: str, port: int, command: str) -> None:
 
 
 def wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
-    """Return once `url` answers.
+    """Wait until `url` answers.
 
     Raises:
-        PipelineError: the server ended, or did not answer in time.
+        PipelineError: the server ended, or did not answer within START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

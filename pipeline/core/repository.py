@@ -1,24 +1,23 @@
-"""Where the main repository is, also from inside DVC's temporary copies of it; and two folders under its root."""
+"""Find the main repository, also from DVC's temporary copies of it; and name two folders under its root."""
 
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 
-# Under the main repository's root: a cache that every experiment shares, not an out of DVC's.
+# Under the main repository's root: a download cache that all experiments share, not a DVC output.
 RAW_FOLDER = Path("data/raw")
-# There too: where stopped trainings resume from (autoencoder/checkpoint.py).
+# Under the main repository's root: the checkpoints (core/checkpoint.py).
 CHECKPOINTS = ".checkpoints"
 
 
 def main_root(start: Path | None = None) -> Path:
-    """The absolute path of the folder that holds `.dvc`, found upwards from `start` (default: here).
+    """Return the absolute path of the nearest folder with `.dvc`, upwards from `start` (default: the working folder).
 
-    `dvc exp run --temp` and `--queue` work in copies somewhere under `<root>/.dvc/tmp/exps/`; for those it
-    is <root>, so that caches and the MLflow store outlive the copy. DVC_ROOT is not consulted: an
-    inherited, stale value would win over the truth.
+    `dvc exp run --temp` and `--queue` work in copies under `<root>/.dvc/tmp/exps/`. There the result is <root>, so that
+    caches and the MLflow store outlive the copy. DVC_ROOT is ignored, because an inherited value may be stale.
 
     Raises:
-        PipelineError: no parent folder is a DVC repository.
+        PipelineError: neither `start` nor a parent folder is a DVC repository.
     """
     start = (start or Path.cwd()).resolve()
     folders = (start, *start.parents)

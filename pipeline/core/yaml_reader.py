@@ -1,4 +1,4 @@
-"""YAML as DVC reads it."""
+"""Read YAML as DVC does."""
 
 import re
 from typing import Any
@@ -7,17 +7,17 @@ import yaml
 
 
 class _Loader(yaml.CSafeLoader):
-    """Takes 1e-05 for a number, as YAML 1.2 does and DVC writes it; for PyYAML, which reads YAML 1.1, it is text."""
+    """A loader that reads 1e-05, which DVC writes, as a number (YAML 1.2). PyYAML reads it as text (YAML 1.1)."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def load_yaml(text: str) -> Any:
-    """What a YAML text holds, read as DVC reads it.
+    """Parse a YAML text as DVC does.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
-        ValueError: it holds a date that no calendar has.
+        yaml.YAMLError: the text is not YAML.
+        ValueError: the text holds an impossible date.
     """
     return _Loader(text).get_single_data()

@@ -1,1 +1,1 @@
-"""MLflow: a run is written down in a journal and delivered. It observes, and cannot change a result."""
+"""Tracking: write each run to a journal and deliver it to MLflow. Tracking observes and never changes a result."""

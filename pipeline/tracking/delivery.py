@@ -1,17 +1,17 @@
-"""Bring journals to MLflow, each event once and as of the time at which it happened.
+"""Deliver journals to MLflow: each event once, with the time at which it happened.
 
-    python -m pipeline.tracking.delivery [FOLDER]    (started by a training or an evaluation for its journal)
+    python -m pipeline.tracking.delivery [FOLDER]    (started by training or evaluation for its journal)
 
-Without a folder it waits for its name on stdin.
+Without a folder it reads the folder's name from stdin.
 
-It runs beside the stage in a process of its own: a store that is slow, hangs or dies costs the stage
-nothing, and a stage that is killed still gets its row closed. What could not be delivered stays in the
-journal; the next run on this machine delivers it, or `make sync`.
+Delivery runs in its own process next to the stage. A slow, hanging or failing store therefore does not delay the
+stage, and the run of a killed stage is still closed. Events that could not be delivered stay in the journal; the next
+run on this machine or `make sync` delivers them.
 
-Every step may be repeated: a run is found by its journal's name before it is made, MLflow takes a metric
-of the same time and value once, tags, parameters and artifacts replace themselves.
+Every step can be repeated safely. A run is looked up by its journal's name before it is created, MLflow stores a metric
+with the same time and value once, and tags, parameters and artifacts are overwritten.
 
-The functions at the end are the stage's side: they start that process and wait for it.
+The functions at the end are the stage's side: they start the delivery process and wait for it.
 """
 
 import importlib
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 
 
 POLL_SECONDS = 0.1
-# A training that takes less has no time to spare for them.
+# Start the model's imports only after this time, so that they do not slow down a short training.
 SECONDS_BEFORE_IMPORTS = 30.0
 LONGEST_PAUSE_SECONDS = 30.0
-# How long a stage's end waits for a server to answer at all, for each answer of a server, and in all.
+# How long a stage waits at its end: for a server's first answer, for each request, and in total.
 ANSWER_SECONDS = 1.0
 PATIENCE_SECONDS = 3.0
 LONGEST_WAIT_SECONDS = 60.0
 
 
 def main() -> None:
-    os.nice(10)  # the stage has the processors first
+    os.nice(10)  # the stage has priority
     folder = sys.argv[1] if len(sys.argv) > 1 else _wait_for_a_journal()
     if not folder:
         return
@@ -62,8 +62,8 @@ def main() -> None:
 
 
 def find_code_in(root: Path) -> None:
-    """Import the rest from `root`, should the folder that this code came from go away: one of DVC's temporary ones."""
-    # Each package has its own list of folders, which an import that comes later would not have got.
+    """Make later imports fall back to `root`, in case this code's folder is a temporary one that DVC deletes."""
+    # Import every package now: each has its own search path, and only imported packages can be extended.
     for found in pkgutil.iter_modules(pipeline.__path__):
         if found.ispkg:
             importlib.import_module(f"pipeline.{found.name}")
@@ -73,8 +73,8 @@ def find_code_in(root: Path) -> None:
 
 
 def _wait_for_a_journal() -> str:
-    """The folder that stdin names; empty where the stage ends without naming one."""
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (what takes seconds, while there is nothing to deliver)
+    """Return the folder that stdin names; empty if the stage ends without naming one."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (takes seconds; there is nothing to deliver yet)
 
     folder = os.fsdecode(sys.stdin.buffer.read())
     if folder:
@@ -85,12 +85,12 @@ def _wait_for_a_journal() -> str:
 
 
 def follow(journal: Journal, root: Path) -> None:
-    """Deliver a journal while it is being written, after those that were left before it.
+    """Deliver a journal while it is being written, after all older undelivered journals.
 
-    Returns once it is delivered to its end, or when its run has ended and the store fails; while the run
-    goes on it is tried again, after pauses that grow.
+    Return when the journal is completely delivered, or when its run has ended and the store fails. While the run is
+    active, failures are retried after increasing pauses.
     """
-    # An evaluation, or a training that goes on, adds to a row that an outage may have kept back.
+    # An evaluation or a resumed training adds to a run that may itself still wait in an older journal.
     backlog = [older for older in journals(root, store_name(tracking_uri(root), root)) if older.id < journal.id]
     owner = journal.events()[0]["owner"]
     started = time.monotonic()
@@ -120,7 +120,7 @@ def follow(journal: Journal, root: Path) -> None:
 
 
 def deliver_all(root: Path) -> list[Journal]:
-    """Deliver every journal that is for the present store; those that could not be, their problem noted."""
+    """Deliver every journal of the current store. Return those that failed; each has its error noted."""
     waiting = journals(root, store_name(tracking_uri(root), root))
     for journal in waiting:
         _try_to_catch_up(journal)
@@ -128,7 +128,7 @@ def deliver_all(root: Path) -> list[Journal]:
 
 
 def _try_to_catch_up(journal: Journal) -> None:
-    """Deliver a journal that an earlier process left, or note in it why that fails."""
+    """Deliver a journal that an earlier process left, or note in it why delivery failed."""
     try:
         journal.settle()
         deliver(journal)
@@ -138,11 +138,11 @@ def _try_to_catch_up(journal: Journal) -> None:
 
 
 def deliver(journal: Journal) -> None:
-    """Send what the store lacks of a journal; delete the journal if that was its end.
+    """Send the events that the store lacks. Delete the journal if it is complete.
 
     Raises:
-        PipelineError: the store cannot be opened.
-        Exception: whatever the store raises; what was sent until then is noted and not sent again.
+        PipelineError: the store cannot be opened, or an older journal has to be delivered first.
+        Exception: any error of the store. Progress is saved, so events already sent are not sent again.
     """
     with journal.lock:
         if not journal.exists():
@@ -155,11 +155,11 @@ def deliver(journal: Journal) -> None:
             client, experiment_id = open_store(start["experiment"])
             run, created = _find_or_create(client, experiment_id, journal, start)
         run_id = run.info.run_id
-        # A run that somebody deleted meanwhile is made anew, from the first event on.
+        # If somebody deleted the run, it is created again from the first event.
         position = state["delivered"] if run_id == state["run_id"] else 0
         journal.set_state(run_id=run_id, delivered=position)
         if not created and run.data.tags.get(EVALUATION_TAG) == start["evaluation"]:
-            position = len(events)  # the run has all of it
+            position = len(events)  # the run already has this evaluation
         while position < len(events):
             batch = batch_of(events[position:])
             if created or not (batch[0]["kind"] == "start" or batch[0].get("replay")):
@@ -172,7 +172,11 @@ def deliver(journal: Journal) -> None:
 
 
 def _insist_that_what_it_adds_to_is_delivered(journal: Journal, start: Event) -> None:
-    """Whatever overtook the first part of its training, or another evaluation of it, would make a second run."""
+    """Raise if an older journal of the same run or training is undelivered: delivering out of order would duplicate it.
+
+    Raises:
+        PipelineError: an older journal has to be delivered first.
+    """
     fingerprint = start.get("fingerprint")
     for older in journals(journal.folder.parents[1], start["store"]):
         with suppress(FileNotFoundError):  # delivered a moment ago
@@ -182,9 +186,9 @@ def _insist_that_what_it_adds_to_is_delivered(journal: Journal, start: Event) ->
 
 
 def _find_or_create(client: "MlflowClient", experiment_id: str, journal: Journal, start: Event) -> "tuple[Run, bool]":
-    """The run that a journal is of, and whether it was made for a training.
+    """Return a journal's run, and whether it was created from this journal (or the one it resumes), now or earlier.
 
-    An evaluation's is that of its training; only where the store has none it is made anew.
+    An evaluation uses the run of its training, and creates one only if the store has none.
     """
     name = journal.run()
     made_before = newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{name}'")
@@ -198,9 +202,9 @@ def _find_or_create(client: "MlflowClient", experiment_id: str, journal: Journal
 
 
 def prepare_delivery() -> "subprocess.Popen[bytes] | None":
-    """A process that imports mlflow, which takes seconds, while this one works, and then waits for `hand_over`.
+    """Start a process that imports mlflow (seconds) while this process works, then waits for `hand_over`.
 
-    It ends by itself if this one ends before. None where tracking is off or nothing can be started.
+    It ends by itself if this process ends first. Return None if tracking is off or no process can be started.
     """
     if is_on():
         with suppress(OSError):
@@ -209,14 +213,14 @@ def prepare_delivery() -> "subprocess.Popen[bytes] | None":
 
 
 def start_delivery(journal: Journal) -> "subprocess.Popen[bytes]":
-    """The process that delivers a journal."""
+    """Start the process that delivers a journal."""
     with (journal.folder / "delivery.log").open("wb") as log:
         return _start_delivery([str(journal.folder)], subprocess.DEVNULL, log)
 
 
 def _start_delivery(arguments: list[str], stdin: int, log: "IO[bytes] | int") -> "subprocess.Popen[bytes]":
-    """Signals to this process's group do not reach it."""
-    # It works in the main repository, with the code of this stage: DVC's temporary folders go away.
+    """Start delivery in a new session, so that signals to this process group do not reach it."""
+    # It works in the main repository but with this stage's code, because DVC deletes its temporary folders.
     code = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -231,7 +235,7 @@ def _start_delivery(arguments: list[str], stdin: int, log: "IO[bytes] | int") ->
 
 
 def hand_over(journal: Journal, delivery: "subprocess.Popen[bytes] | None") -> "subprocess.Popen[bytes] | None":
-    """Tell a prepared process which journal is its own; None if there is none, or it has ended."""
+    """Send a prepared process the folder of its journal. Return None if there is no such process or it has ended."""
     if delivery is None or delivery.stdin is None:
         return None
     try:
@@ -243,14 +247,14 @@ def hand_over(journal: Journal, delivery: "subprocess.Popen[bytes] | None") -> "
 
 
 def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_events: int | None) -> str | None:
-    """Wait until the first `n_events` of a journal, or all of it, are delivered; else why not.
+    """Wait until the first `n_events` of a journal (None: all) are delivered. Return why they are not, else None.
 
-    It waits for work on this machine and while a server answers, but hardly for one that does not:
-    delivery goes on without it.
+    It waits at most LONGEST_WAIT_SECONDS for local work and for a server that answers, and only briefly for a server
+    that does not. Delivery continues without this process.
     """
     started, started_clock = time.monotonic(), time.time()
-    later = "the journal keeps the run, the next one or `make sync` delivers it"
-    silent = f"MLflow does not answer; delivery goes on in the background; should it fail, {later}"
+    later = "the journal keeps the run, and the next run or `make sync` delivers it"
+    silent = f"MLflow does not answer; delivery continues in the background (if it fails, {later})"
     uri = store.tracking_uri(main_root())
     address = store.store_name(uri, main_root())
     if store.is_server(uri) and not store.answers(uri, ANSWER_SECONDS):
@@ -261,7 +265,7 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
         if problem is not None and problem[1] >= started_clock:
             return f"MLflow cannot be reached; {later} ({problem[0]})"
         if delivery.poll() is not None and journal.exists():
-            return f"the delivery to MLflow ended early, see {journal.folder}/delivery.log; {later}"
+            return f"delivery to MLflow ended early, see {journal.folder}/delivery.log; {later}"
         waited = time.monotonic() - started
         if waited > LONGEST_WAIT_SECONDS or _longest_request(journal, address, started_clock) > patience:
             return silent
@@ -270,7 +274,7 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
 
 
 def _longest_request(journal: Journal, address: str, since: float) -> float:
-    """How many seconds a request of this journal or one before it has been out, counted from `since` on."""
+    """Return the age in seconds of the oldest open request of this journal or an older one, counted from `since`."""
     waiting = [other for other in journals(main_root(), address) if other.id <= journal.id]
     asking = [other.state()["asking_since"] for other in waiting]
     return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)

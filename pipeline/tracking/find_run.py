@@ -1,4 +1,4 @@
-"""Which runs made a model file, by its content.
+"""Find the runs that produced a model file, by its content.
 
 python -m pipeline.tracking.find_run [FILE]      (default: the model in the workspace)
 """
@@ -17,12 +17,12 @@ def main() -> None:
     parser.add_argument("file", nargs="?", default=EXPERIMENT.model_path)
     path = parser.parse_args().file
     if not Path(path).is_file():
-        raise PipelineError(f"there is no file {path}; `dvc checkout` brings the last results back")
+        raise PipelineError(f"there is no file {path}; `dvc checkout` restores the last results")
     client, experiment_id = open_store()
     md5 = dvcfiles.md5s([path])[path]
     runs = search_all(client, experiment_id, f"tags.`model.md5` = '{md5}'")
     if not runs:
-        raise PipelineError(f"no run in the store made {path}; `make sync` makes one for the workspace's results")
+        raise PipelineError(f"no run in the store made {path}; `make sync` creates one for the workspace's results")
     for run in runs:
         tags = run.data.tags
         commit = tags.get("dvc.experiment.commit") or tags.get("mlflow.source.git.commit")

@@ -1,4 +1,4 @@
-"""What a run is known by: hashes of its parameters, outs and code, and its name."""
+"""What identifies a run: hashes of its parameters, outputs and code, and its name."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ LONGEST_NAME = 100
 
 
 def fingerprint(params: "Params", outs: dict[str, str] | None = None) -> str:
-    """A hash of all parameters and of everything that training wrote: {path: MD5}, by default the workspace's."""
+    """Return a hash of all parameters and all training outputs ({path: MD5}, default: the workspace's)."""
     if outs is None:
         outs = dvcfiles.md5s(dvcfiles.declared(EXPERIMENT.train)["outs"])
     return _hash({"params": params.flat(), "outs": outs})
 
 
 def training_hash(params: "Params", device: str) -> str:
-    """A hash of all that decides what the training writes: parameters, data, code, versions, hardware and threads."""
+    """Return a hash of all that determines training outputs: parameters, data, code, versions, hardware, threads."""
     declared = dvcfiles.declared(EXPERIMENT.train)
     content = {
         "params": {name: value for name, value in params.flat().items() if dvcfiles.declares(EXPERIMENT.train, name)},
@@ -35,7 +35,7 @@ def training_hash(params: "Params", device: str) -> str:
 
 
 def evaluation_hash() -> str:
-    """A hash of everything that evaluation read and wrote."""
+    """Return a hash of all files that evaluation read and wrote."""
     declared = dvcfiles.declared(EXPERIMENT.evaluate)
     return _hash(dvcfiles.contents(dvcfiles.md5s(declared["deps"] + declared["outs"])))
 
@@ -45,29 +45,31 @@ def _hash(content: dict[str, Any]) -> str:
 
 
 def code_of_stages(stages: Iterable[str] | None = None) -> dict[str, str]:
-    """{path: MD5} of every Python file that one of these stages depends on, by default of all stages."""
+    """Return {path: MD5} of the Python files that these stages depend on (default: all stages)."""
     named = dvcfiles.all_stages() if stages is None else stages
     deps = {path for stage in named for path in dvcfiles.declared(stage)["deps"]}
     return dvcfiles.md5s(sorted(path for path in deps if path.endswith(".py")))
 
 
 def training_code() -> str:
-    """The tag `code`, of the files that the training and the stages before it depend on. A curve's runs share it."""
+    """Return the tag `code`: a hash of the code of training and the stages before it. A curve's runs share it."""
     return _hash(dvcfiles.contents(code_of_stages(dvcfiles.with_ancestors({EXPERIMENT.train}))))[:16]
 
 
 def evaluation_code() -> str:
-    """The tag `evaluation.code`, of the files that the other stages depend on: with another one a number may have
-    been computed otherwise."""
+    """Return the tag `evaluation.code`: a hash of the code of all other stages.
+
+    If it differs between two runs, their numbers may have been computed differently.
+    """
     before = dvcfiles.with_ancestors({EXPERIMENT.train})
     others = [stage for stage in dvcfiles.all_stages() if stage not in before]
     return _hash(dvcfiles.contents(code_of_stages(others)))[:16]
 
 
 def run_name(params: "Params", varied: Collection[str] = ()) -> str:
-    """A run's name: `experiment.run_name`, then the parameters `varied`, then those that differ from the commit.
+    """Return a run's name: `EXPERIMENT.run_name`, the parameters `varied`, then those that differ from the commit.
 
-    It has at most LONGEST_NAME characters. MLFLOW_RUN_NAME in the environment replaces it.
+    It has at most LONGEST_NAME characters. The environment variable MLFLOW_RUN_NAME overrides it (see `runs`).
     """
     values, committed = params.flat(), provenance.committed_params()
     differing = [name for name, value in values.items() if committed.get(name, value) != value]

@@ -1,21 +1,21 @@
-"""What a run does, written down on this machine before any of it is sent to MLflow.
+"""Journals: local records of a run's events, written before anything is sent to MLflow.
 
-A journal is a folder under `.mlflow-journal/` in the main repository. `events.jsonl` has one JSON
-object a line, each with the time at which it happened, so that what is delivered late is as if it had
-been delivered at once; `files/` has copies of the files that the events name; `state.json` says how much
-has been delivered. A journal that is delivered to its end is deleted. This module knows no MLflow.
+A journal is a folder under `.mlflow-journal/` in the main repository. `events.jsonl` has one JSON object per line, with
+the time of the event, so that late delivery gives the same run. `files/` has copies of the files that the events name.
+`state.json` records how much has been delivered. A completely delivered journal is deleted. This module does not
+use MLflow.
 
 Events, by `kind`:
-    start     store, experiment, name, tags, params, owner; for a training also `run`, the journal with
-              which its row began, itself or that of the process which it goes on from; for an evaluation
-              also `fingerprint`, the training that it belongs to, and `evaluation`, a hash of what it adds
+    start     store, experiment, name, tags, params, owner;
+              training adds `run`: the id of the run's first journal, which is this one unless training was resumed;
+              evaluation adds `fingerprint` (its training) and `evaluation` (a hash of what it adds)
     metrics   values {name: value}, step
     tags      values {name: value}
-    inputs    data sets as {name, digest, path, context}
+    inputs    data_sets as [{name, digest, path, context}]
     artifact  file, folder (in the run's artifacts)
     end       status
     model     file: the weights, to be stored in MLflow's own format
-An event with `replay` is what training would have said; it is for a run that did not exist yet.
+An event with `replay` stands in for training's own event. It is sent only if delivery creates the run.
 """
 
 import json
@@ -40,7 +40,7 @@ Event = dict[str, Any]
 
 
 class Journal:
-    """One journal. A stage appends to it, one process at a time delivers it."""
+    """One journal. A stage appends to it, and one process at a time delivers it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -48,14 +48,14 @@ class Journal:
     @classmethod
     @contextmanager
     def create(cls, root: Path) -> Iterator["Journal"]:
-        """A new journal, filled inside the block: until the block ends well nobody else sees it."""
+        """Create a journal. It becomes visible to others only when the block ends without an error."""
         # Names sort by time.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}"
         journal = cls(root / FOLDER / f".{name}")
         journal.folder.mkdir(parents=True)
         try:
             yield journal
-            # So that not even a machine that goes down leaves a journal without its beginning.
+            # So that a crash of the machine never leaves a journal without its first event.
             with (journal.folder / "events.jsonl").open("rb") as file:
                 os.fsync(file.fileno())
         except BaseException:
@@ -69,7 +69,7 @@ class Journal:
 
     @property
     def lock(self) -> FileLock:
-        """Who holds it may deliver the journal."""
+        """The lock of delivery: only its holder may deliver the journal."""
         return FileLock(self.folder.with_name(f"{self.id}.lock"))
 
     def exists(self) -> bool:
@@ -77,7 +77,7 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the journal, with its lock held."""
-        # A new name first: a deletion that is cut off leaves nothing that looks like a journal.
+        # Rename first: an interrupted deletion then leaves nothing that looks like a journal.
         shutil.rmtree(self.folder.rename(self.folder.with_name(f".{self.id}")))
         self.remove_lock()
 
@@ -85,29 +85,29 @@ class Journal:
         self.folder.with_name(f"{self.id}.lock").unlink(missing_ok=True)
 
     def append(self, *events: Event) -> None:
-        """Write events down, with the present time unless they carry another (`time`, in ms since 1970)."""
+        """Append events. An event without `time` (ms since 1970) gets the current time."""
         now = now_ms()
         lines = "".join(json.dumps({"time": now} | event) + "\n" for event in events)
         with (self.folder / "events.jsonl").open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a kill or a full disk cut the last line off
+                if file.read() != b"\n":  # a kill or a full disk truncated the last line
                     lines = f"\n{lines}"
             file.write(lines.encode())
 
     def append_artifact(self, path: Path, folder: str, **more: Any) -> None:
-        """An artifact: the file as it is now."""
+        """Append an artifact event with a copy of the file as it is now."""
         self.append({"kind": "artifact", "file": self.keep(path), "folder": folder} | more)
 
     def keep(self, path: Path) -> str:
-        """Copy a file into the journal; the name under which events refer to it."""
+        """Copy a file into the journal. Return the path by which events refer to it."""
         copy = Path("files", uuid.uuid4().hex, path.name)
         (self.folder / copy).parent.mkdir(parents=True)
         shutil.copyfile(path, self.folder / copy)
         return str(copy)
 
     def events(self) -> list[Event]:
-        """All events. A line that a kill cut off is passed over."""
+        """Return all events. Truncated lines are skipped."""
         found = []
         for line in (self.folder / "events.jsonl").read_bytes().splitlines():
             try:
@@ -117,16 +117,17 @@ class Journal:
         return found
 
     def start(self) -> Event:
-        """The first event.
+        """Return the first event.
 
         Raises:
             ValueError: the journal is damaged.
+            FileNotFoundError: it has been delivered.
         """
         with (self.folder / "events.jsonl").open("rb") as file:
             return json.loads(file.readline())
 
     def run(self) -> str:
-        """The journal with which its row began.
+        """Return the id of the journal that started the run: this one, unless training was resumed.
 
         Raises:
             ValueError: the journal is damaged.
@@ -138,7 +139,7 @@ class Journal:
         return any(event["kind"] == "end" for event in self.events())
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of the training that it is of or belongs to, as soon as there is one."""
+        """Return the fingerprint of the journal's training, or None if it has none yet."""
         try:
             events = self.events()
         except FileNotFoundError:  # delivered a moment ago
@@ -147,45 +148,49 @@ class Journal:
         return next((values["fingerprint"] for values in tags if "fingerprint" in values), None)
 
     def size(self) -> int:
-        """The number of bytes written so far; 0 once the journal is gone."""
+        """Return the number of bytes written so far; 0 if the journal no longer exists."""
         try:
             return (self.folder / "events.jsonl").stat().st_size
         except FileNotFoundError:
             return 0
 
     def settle(self) -> None:
-        """Write down the end of a run whose process is gone: KILLED, when it was last heard of."""
-        # In this order: once it is gone it can write no other end.
+        """Close the run as KILLED if its process is gone."""
+        # Check the process first: once it is gone, it cannot write an end itself.
         if processes.is_gone(self.start()["owner"]):
             self.close()
 
     def close(self) -> None:
-        """`settle`, for one who knows that the process is gone."""
+        """Append the end KILLED, at the time of the last event, unless the run has ended.
+
+        Call this only when its process is known to be gone.
+        """
         if not self.has_ended():
             self.append({"kind": "end", "time": self.events()[-1]["time"], "status": "KILLED"})
 
     def state(self) -> dict[str, Any]:
-        """How far delivery is.
+        """Return the state of delivery.
 
-        run_id, None before there is a run; delivered, a number of events; last_step, the last epoch that
-        the run already had where it goes on; asking_since, when the request that is out was sent (seconds
-        since 1970), or None.
+        run_id: the MLflow run, or None before it exists.
+        delivered: the number of events sent.
+        last_step: the last epoch that the run already had when it was resumed, else 0.
+        asking_since: when the open request was sent (seconds since 1970), or None.
         """
         empty = {"run_id": None, "delivered": 0, "last_step": 0, "asking_since": None}
         try:
             return empty | json.loads((self.folder / "state.json").read_text())
-        except (FileNotFoundError, ValueError):  # nothing sent yet, or lost: to send it again does no harm
+        except (FileNotFoundError, ValueError):  # nothing sent yet, or the state is lost: sending again is harmless
             return empty
 
     def set_state(self, **values: Any) -> None:
-        """Change some values of the state, with the journal's lock held."""
+        """Change some values of the state. The caller holds the journal's lock."""
         new = self.folder / "state.json.new"
         new.write_text(json.dumps(self.state() | values))
         new.replace(self.folder / "state.json")
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Note that the store is being asked, so that whoever waits can tell slow work from a store that hangs."""
+        """Record that a request is open, so that a waiting process can tell slow local work from a hanging store."""
         self.set_state(asking_since=time.time())
         try:
             yield
@@ -193,7 +198,7 @@ class Journal:
             self.set_state(asking_since=None)
 
     def problem(self) -> tuple[str, float] | None:
-        """Why the last delivery failed, and when (seconds since 1970)."""
+        """Return why the last delivery failed and when (seconds since 1970), or None."""
         path = self.folder / "problem"
         try:
             return path.read_text(), path.stat().st_mtime
@@ -208,9 +213,9 @@ class Journal:
 
 
 def journals(root: Path, store: str | None = None) -> list[Journal]:
-    """The journals of a repository, of `store` or of all, that are not wholly delivered, the oldest first.
+    """Return a repository's undelivered journals for `store` (None: for all stores), oldest first.
 
-    A damaged one, which tells nothing, is left out.
+    Journals whose first event cannot be read are skipped.
     """
     found = []
     for path in sorted((root / FOLDER).glob("[!.]*/events.jsonl")):
@@ -224,7 +229,7 @@ def journals(root: Path, store: str | None = None) -> list[Journal]:
 
 
 def runs_waited_for(root: Path) -> set[str]:
-    """`Journal.run` of all journals."""
+    """Return `Journal.run` of all undelivered journals."""
     waiting = set()
     for journal in journals(root):
         with suppress(FileNotFoundError):  # delivered a moment ago
@@ -233,7 +238,7 @@ def runs_waited_for(root: Path) -> set[str]:
 
 
 def stores_waited_for(root: Path) -> set[str]:
-    """The stores for which there are journals."""
+    """Return the stores of all undelivered journals."""
     waiting = set()
     for journal in journals(root):
         with suppress(FileNotFoundError):  # delivered a moment ago
@@ -246,6 +251,6 @@ def now_ms() -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a message: its kind (where it is not this project's own) and text, not too long, without secrets."""
+    """Return an error as one line without secrets, of at most 300 characters. Name its type unless a PipelineError."""
     kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
     return redact(kind + on_one_line(error))[:300]

@@ -1,8 +1,8 @@
-"""MLflow's server as `make ui` and `make server` start it: without what would run programs on this machine.
+"""MLflow's server as `make ui` and `make server` start it, without features that could run programs on this machine.
 
-Its assistant runs shell commands as the server's user for whoever can reach the server from this machine, and an
-experiment may keep its artifacts in any folder that this user may write. Other users of the machine reach every port
-on loopback. So `make ui` answers only to whoever has its token, and `make server` offers neither.
+MLflow's assistant runs shell commands as the server's user for anyone who reaches the server from this machine. An
+experiment may store its artifacts in any folder that this user can write. Other users of the machine can reach every
+loopback port. Therefore `make ui` requires a token, `make server` refuses such folders, and both disable the assistant.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOKEN = "MLFLOW_UI_TOKEN"  # noqa: S105
 ASSISTANT = "/ajax-api/3.0/mlflow/assistant"
-# MLflow finds other applications by the entry points of installed packages.
+# MLflow finds other applications through entry points of installed packages.
 ENTRY_POINTS = """\
 [mlflow.app]
 with-token = pipeline.tracking.mlflow_app:with_token
@@ -30,7 +30,7 @@ with-passwords = pipeline.tracking.mlflow_app:with_passwords
 
 @contextmanager
 def python_path() -> Iterator[dict[str, str]]:
-    """The environment variable with which `mlflow server --app-name` finds this module's applications."""
+    """Yield the environment variable that lets `mlflow server --app-name` find this module's applications."""
     with TemporaryDirectory(prefix="mlflow-app-") as folder:
         package = Path(folder, "mlflow_app-0.dist-info")
         package.mkdir()
@@ -41,14 +41,14 @@ def python_path() -> Iterator[dict[str, str]]:
 
 
 def with_token() -> "Guard":
-    """For one user: the token in the environment is asked for."""
+    """The application for one user: it requires the token in the environment."""
     from mlflow.server.fastapi_app import create_fastapi_app
 
     return Guard(create_fastapi_app(), os.environ[TOKEN])
 
 
 def without_passwords() -> "Guard":
-    """For everybody who reaches it."""
+    """The application for everybody who can reach it."""
     from mlflow.server.fastapi_app import create_fastapi_app
 
     _refuse_folders_of_this_machine()
@@ -56,7 +56,7 @@ def without_passwords() -> "Guard":
 
 
 def with_passwords() -> "Guard":
-    """For whoever has a name and a password, by MLflow's own authentication."""
+    """The application for users with a name and a password, checked by MLflow's own authentication."""
     from mlflow.server.auth import create_app
 
     _refuse_folders_of_this_machine()
@@ -64,9 +64,9 @@ def with_passwords() -> "Guard":
 
 
 class Guard:
-    """An ASGI application before MLflow's: no assistant, and with a token nothing but `/health` without it.
+    """ASGI middleware in front of MLflow: blocks the assistant and, given a token, requires it except for `/health`.
 
-    The token is in the address at first (`?token=`), and in a cookie from then on.
+    The first request has the token in its address (`?token=`), later ones in a cookie.
     """
 
     def __init__(self, app: "ASGIApp", token: str | None = None):
@@ -80,7 +80,7 @@ class Guard:
         answer: Response | None = None
         if scope["type"] == "http":
             request = HTTPConnection(scope)
-            # Browsers send a host's cookies to all of its ports.
+            # Browsers send a host's cookies to all its ports, so the name includes the port.
             cookie = f"mlflow-{request.url.port}"
             if request.url.path.startswith(ASSISTANT):
                 answer = PlainTextResponse("the assistant is switched off", 404)
@@ -96,7 +96,7 @@ class Guard:
 
 
 def _refuse_folders_of_this_machine() -> None:
-    """Experiments whose artifacts are to lie anywhere else than where the server keeps all of them."""
+    """Refuse to create experiments whose artifacts would be stored in a local folder chosen by the client."""
     from flask import Response, request
     from mlflow.protos.service_pb2 import CreateExperiment
     from mlflow.server import app
@@ -107,10 +107,10 @@ def _refuse_folders_of_this_machine() -> None:
         if not request.path.endswith("/mlflow/experiments/create"):
             return None
         try:
-            # Read by MLflow itself: a body has several spellings.
+            # Let MLflow parse the body, because it accepts several spellings of the field.
             location = _get_request_message(CreateExperiment()).artifact_location
-        except Exception:  # MLflow reads it once more and says what is wrong
+        except Exception:  # MLflow parses it again and reports the error
             return None
         if location and urlsplit(location).scheme in ("", "file"):
-            return Response("the server keeps the artifacts: leave artifact_location out", 403)
+            return Response("the server stores all artifacts: omit artifact_location", 403)
         return None

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.models import Model
 
-# How long a request may take that uploads a file.
+# The time limit of a request that uploads a file.
 UPLOAD_SECONDS = 60
 # MLflow's own limit for one request.
 METRICS_IN_A_BATCH = 1000
 
 
 def import_for_the_model() -> None:
-    """Imports that take seconds, while the training goes on."""
+    """Import what the model needs (takes seconds) while training is still running."""
     import mlflow.pytorch  # noqa: F401
 
     EXPERIMENT.example_input()
 
 
 def batch_of(events: list[Event]) -> list[Event]:
-    """The events at the beginning that go in one request: metrics together, others alone."""
+    """Return the first events that one request sends: metrics together, every other event by itself."""
     batch, n_metrics = [events[0]], len(events[0].get("values", ()))
     for event in events[1:]:
         n_metrics += len(event.get("values", ()))
@@ -79,7 +79,7 @@ def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
     if journal.run() == journal.id:
         client.log_batch(run_id, params=params)
     else:
-        # The row of a training that was stopped goes on. It may have epochs after the last checkpoint.
+        # A stopped training is resumed in its run, which may have epochs after the last checkpoint.
         tags = [RunTag(name, value) for name, value in event["tags"].items()]
         client.log_batch(run_id, params=params, tags=tags)
         client.update_run(run_id, "RUNNING")
@@ -88,7 +88,7 @@ def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
 
 
 def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
-    """The last epoch of which the run has the metrics; 0 where it has none."""
+    """Return the last epoch whose metrics the run has; 0 if none."""
     epochs = (event["values"] for event in journal.events() if "step" in event)
     name = next((name for values in epochs for name in values), None)
     points = client.get_metric_history(run_id, name) if name is not None else []
@@ -98,7 +98,7 @@ def _last_step(client: "MlflowClient", run_id: str, journal: Journal) -> int:
 def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Path) -> None:
     """Set every other RUNNING run of this host to KILLED, at its last metric, if its process and its journal are gone.
 
-    A journal that exists, in the repository `root` or in the run's own, will tell by itself how the run ended.
+    If its journal still exists, in `root` or in the run's own repository, delivering that journal closes the run.
     """
     for run in client.search_runs([newest.info.experiment_id], "attributes.status = 'RUNNING'"):
         run_id, tags = run.info.run_id, run.data.tags
@@ -107,7 +107,7 @@ def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Pa
         repositories = {root, Path(tags.get(REPOSITORY_TAG, root))}
         if any(tags.get(JOURNAL_TAG) in runs_waited_for(repository) for repository in repositories):
             continue
-        # Only now: a journal goes after it has delivered the end, so nobody can write another end from here on.
+        # Read the status only now: a journal is deleted after its end is delivered, so no other end can follow.
         if client.get_run(run_id).info.status == "RUNNING":
             points = (point for name in run.data.metrics for point in client.get_metric_history(run_id, name))
             last_heard = max((point.timestamp for point in points), default=run.info.start_time)
@@ -115,7 +115,7 @@ def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Pa
 
 
 def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:
-    """Metrics that have a step by nature go as they are; others only if their value is a new one."""
+    """Send metrics. Those without a step are sent only if their value changed."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics if any("step" not in event for event in batch) else {}
@@ -145,10 +145,10 @@ def _send_inputs(client: "MlflowClient", run_id: str, event: Event) -> None:
 
 
 def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Event) -> None:
-    """The model in MLflow's own format, exported rather than pickled, for load_model and the registry.
+    """Store the model in MLflow's own format, exported rather than pickled, for `load_model` and the registry.
 
-    Weights that the present code cannot load (it was changed before they could be delivered) are left
-    out, with a tag that says so: nothing would ever bring them through.
+    If the current code cannot load the weights, because it changed before delivery, the tag `model.problem` records
+    the error and the model is omitted: retrying would always fail.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
@@ -179,7 +179,7 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
 
 
 def _export(weights: Path, path: str, description: "Model") -> None:
-    """Write MLflow's format of a model to the folder `path`, which must not exist."""
+    """Write a model in MLflow's format to the folder `path`, which must not exist."""
     import mlflow.pytorch
     import torch
     from mlflow.models import ModelSignature
@@ -202,7 +202,7 @@ def _export(weights: Path, path: str, description: "Model") -> None:
 
 @contextmanager
 def _time_to_upload() -> Iterator[None]:
-    """A file needs longer than an answer does; nobody waits for it."""
+    """Raise the time limit of requests to UPLOAD_SECONDS inside the block. No stage waits for an upload."""
     before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(int(before), UPLOAD_SECONDS))
     try:

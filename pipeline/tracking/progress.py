@@ -1,6 +1,6 @@
-"""What a person sees while the stages run: of the training a bar on a terminal, and a line now and then in a log.
+"""Show the progress of the stages: for training, a bar on a terminal or an occasional line in a log.
 
-PIPELINE_VERBOSE=0 silences the training and `report`. It is an environment variable, not a parameter, so that changing
+PIPELINE_VERBOSE=0 silences training and `report`. It is an environment variable, not a parameter, so that changing
 verbosity never triggers a rerun.
 """
 
@@ -16,7 +16,7 @@ from pipeline.experiment import EXPERIMENT
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-# In a log: at most one line in this many seconds, and always the first and the last epoch's.
+# In a log: at most one line per this many seconds, and always one for the first and the last epoch.
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -25,19 +25,19 @@ def is_verbose() -> bool:
 
 
 def report(message: str) -> None:
-    """Say what a stage does now."""
+    """Print what a stage is doing."""
     if is_verbose():
         print(message, flush=True)
 
 
 def announce_data(params: "Params") -> None:
-    """Print the experiment's notice on its data, if it has one."""
+    """Print the experiment's notice about its data, if it has one."""
     if (notice := EXPERIMENT.notice(params)) is not None:
         print(notice, flush=True)
 
 
 class TrainingProgress:
-    """A callback of the training loop."""
+    """A callback of the training loop that shows the epochs."""
 
     def __init__(self, n_epochs: int, n_examples: int, first_epoch: int = 1):
         self._n_epochs = n_epochs

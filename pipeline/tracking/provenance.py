@@ -1,4 +1,4 @@
-"""Where a run comes from: the git commit and what differs from it, the user, the DVC experiment."""
+"""A run's origin: the git commit and the differences from it, the user, the DVC experiment."""
 
 import getpass
 import os
@@ -16,12 +16,12 @@ from pipeline.tracking.redaction import redact_diff
 from pipeline.tracking.tags import POINT_TAG, POINT_VARIABLE
 
 LARGEST_DIFF = 200_000
-# Whatever a user's own git configuration says.
+# Make the diff independent of the user's git configuration.
 PLAIN = ["--no-ext-diff", "--no-color", "--relative"]
 
 
 def tags() -> dict[str, str]:
-    """MLflow tags that say which user, code and experiment made a run; without git, fewer of them."""
+    """Return MLflow tags for a run's user, code and experiment. Without git some are missing."""
     found = {
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
         POINT_TAG: os.environ.get(POINT_VARIABLE),
@@ -37,10 +37,10 @@ def tags() -> dict[str, str]:
 
 
 def changed_code() -> list[str] | None:
-    """The files whose content is not that of the commit: tracked ones, and Python files that git does not know.
+    """Return the tracked files that differ from the commit, and the untracked Python files; None without git or commit.
 
-    Without what a run changes itself: parameters are recorded as such, and DVC deletes a stage's outs
-    before it runs. None where there is no git or no commit.
+    Files that a run itself changes are excluded: parameters are recorded separately, and DVC deletes a stage's outputs
+    before it runs.
     """
     changed = git_or_none("diff", "--relative", "--name-only", "HEAD")
     if changed is None:
@@ -51,9 +51,9 @@ def changed_code() -> list[str] | None:
 
 
 def diff_of_code() -> str:
-    """The changed code as a diff against the commit, lines that may hold secrets replaced; empty if nothing changed.
+    """Return the changed code as a diff against the commit, empty if nothing changed. Possible secrets are replaced.
 
-    What is longer than `LARGEST_DIFF` characters is cut off, with a line that says so.
+    A diff longer than `LARGEST_DIFF` characters is truncated, and its last line states that.
     """
     paths = changed_code() or []
     if not paths:
@@ -67,16 +67,16 @@ def diff_of_code() -> str:
     for path in sorted(set(paths) - set(tracked)):
         if len(diff) > LARGEST_DIFF:
             break
-        # A comparison with nothing is the only one that git makes of a file it does not know.
+        # git shows an untracked file only as a comparison with an empty file.
         diff += f"{_diff(*PLAIN, '--no-index', '--', os.devnull, path)}\n"
     if len(diff) > LARGEST_DIFF:
-        # At the end of a line, for half a secret is not recognised.
+        # Cut at the end of a line, because half a secret is not recognised.
         diff = f"{diff[:LARGEST_DIFF].rpartition(chr(10))[0]}\n(cut off: it is longer)\n"
     return redact_diff(diff)
 
 
 def committed_params() -> dict[str, Any]:
-    """{dotted name: value} of params.yaml in the present commit; empty where there is none that can be read."""
+    """Return {dotted name: value} of params.yaml in HEAD; empty if it is missing or cannot be read."""
     try:
         sections = load_yaml(file_at("HEAD", "./params.yaml") or "") or {}
         return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
@@ -85,5 +85,5 @@ def committed_params() -> dict[str, Any]:
 
 
 def _diff(*arguments: str) -> str:
-    """Git's diff of two files outside of its index; it exits with 1 where they differ."""
+    """Return git's diff of two files outside the index. (git exits with 1 if they differ.)"""
     return run_git(Path(), "diff", *arguments).stdout.decode(errors="replace").strip()

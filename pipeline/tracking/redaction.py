@@ -1,29 +1,29 @@
-"""Keep secrets out of what is written down: messages, and the diff that a run keeps of changed code."""
+"""Remove secrets from messages and from the diff of changed code that a run stores."""
 
 import os
 import re
 from urllib.parse import unquote
 
 REMOVED = "[removed]"
-# Not the shell's PWD, the folder, nor PATH, COMPAT, TOKENIZERS_PARALLELISM, RAY_AUTH_MODE, SSH_ASKPASS and FTP_PASSIVE.
+# Not PWD (the shell's folder), PATH, COMPAT, TOKENIZERS_PARALLELISM, RAY_AUTH_MODE, SSH_ASKPASS or FTP_PASSIVE.
 SECRET_NAME = re.compile(
     r"(?<!ASK)PASS(?!IVE)|SECRET|TOKEN(?!IZER)|CREDENTIAL(?!S?_(STORE|HELPER|CACHE))|PRIVATE|_PWD(_|$)"
     r"|CONN(ECTION)?_?STR|(^|_)((API|ACCESS|ACCOUNT|AUTH|SSH)?KEY|AUTH(?!_(MODE|TYPE|METHOD|SOCK))|PW|PAT|DSN|JWT)(_|$)",
     re.IGNORECASE,
 )
-# What is shorter stands in too many places by chance to be removed everywhere.
+# Shorter values occur by chance in too many places to be removed everywhere.
 SHORTEST_SECRET = 4
-# Settings, whatever the variable's name.
+# Values that are settings, never secrets, whatever the variable's name.
 ORDINARY = {"true", "false", "none", "null", "auto", "always", "never", "enabled", "disabled"}
-# All repetitions have a bound, and keep what they took (`}+`): the time grows with the text's length, not its square.
-# By SQLAlchemy's grammar a password may hold `/`, `#` and `?`.
+# All repetitions are bounded and possessive (`}+`), so that the time is linear in the text's length, not quadratic.
+# In SQLAlchemy's grammar a password may contain `/`, `#` and `?`.
 USER = r"[^:/\s@\[\"'<>]{0,200}+"
 PASSWORD = r"[^@\s]{0,2000}+(?:@[^@/?#\s]{0,200}+(?=@)){0,20}+"  # noqa: S105
-# Digits are a port before a quotation mark, and on the web before a path.
+# Digits are a port if a quotation mark follows, or in a web address a path.
 PORT = rf"{USER}:\d{{1,5}}[\"'`<>\\]|(?:(?<=http://)|(?<=https://)){USER}:\d{{1,5}}[/?#]"
 IN_ADDRESS = re.compile(rf"(?<=\w://)(?!{PORT})(?P<secret>{USER}(?::{PASSWORD})?)@")
 IN_VARIABLE = re.compile(rf"\w://{USER}:(?P<secret>{PASSWORD})@")
-# Code and documents have these in a secret's place: {password}, <password>, …, $PASSWORD, ${password}, DB_PASSWORD.
+# Placeholders in code and documents are not secrets: {password}, <password>, …, $PASSWORD, ${password}, DB_PASSWORD.
 LITERAL = r"(?!\{[\w.]{0,40}\}|<[\w -]{1,40}>|…|(?-i:\$[A-Z_]{2}|\$[{(]|[A-Z]{1,40}_[A-Z_]{1,40}+(?![\w-])))"
 KEYS = r"(?:password|pwd|\w{0,40}accesskey|accountkey|accesstoken)"
 SECRETS = [
@@ -40,10 +40,10 @@ SECRETS = [
             rf"{LITERAL}(?P<secret>[^\s\"',;]{{4,}})",
             r"auth\s{0,9}+=?\s{0,9}+\(\s{0,99}+(?P<q>[\"'])[^\"']{0,200}+(?P=q)\s{0,9}+,\s{0,99}+[\"']"
             rf"{LITERAL}(?P<secret>[^\"']+)",
-            # Arguments, and what Python and JSON print.
+            # Arguments, and printed Python and JSON values.
             r"(?:password|passwd|passphrase|pwd|secret|token|(?:api|access)_?key)[\"']?\s{0,9}[:=]{1,2}\s{0,9}[\"']"
             rf"{LITERAL}(?P<secret>[^\"'\n]{{4,}})",
-            # Connection strings, of key=value;… and of key=value key=value.
+            # Connection strings: key=value;… and key=value key=value.
             rf"\b{KEYS}\s{{0,9}}=\s{{0,9}}(?P<secret>[^;\s\"']{{1,500}}+);",
             rf";\s{{0,9}}{KEYS}\s{{0,9}}=\s{{0,9}}(?P<secret>[^;\s\"']+)",
             r"(?:(?<=[^\s,(]\s)|(?<=--))password=(?P<secret>[^\s\"')]+)",
@@ -51,7 +51,7 @@ SECRETS = [
         )
     ),
     re.compile(r"\b(?:[A-Z0-9_]{0,40}_)?(?:PW|PAT|DSN|JWT)\s{0,9}[:=]\s{0,9}(?P<secret>[^\s\"']{4,})"),
-    # Variables of a shell; a call is Python's.
+    # Shell variables. A value with a call is Python code, not a secret.
     re.compile(
         r"\b[A-Z0-9_]{0,40}(?:PASSWORD|PASSWD|_PWD|TOKEN|SECRET|(?:API|ACCESS|ACCOUNT)_?KEY)="
         rf"(?![\w.]{{1,80}}[(\[]){LITERAL}(?P<secret>[^\s\"'`,;)]{{4,}})"
@@ -60,11 +60,11 @@ SECRETS = [
 
 
 def redact(text: str) -> str:
-    """The text without passwords and tokens where their surroundings show them, and without the environment's secrets.
+    """Replace the environment's secrets, and passwords and tokens that are recognisable by their context.
 
-    The former stand in addresses, headers, connection strings, arguments and printed dictionaries. The latter are the
-    values of this process's variables whose names say so (PASSWORD, TOKEN, KEY, …), and the passwords inside the value
-    of any variable.
+    The environment's secrets are the values of variables with telling names (PASSWORD, TOKEN, KEY, …), and passwords
+    inside the value of any variable. The contexts are addresses, headers, connection strings, arguments and printed
+    dictionaries.
     """
     return _without_patterns(_without_environment(text))
 
@@ -87,9 +87,9 @@ def _without_secret(match: re.Match[str]) -> str:
 
 
 def redact_diff(diff: str) -> str:
-    """A diff in which every line that may hold a secret is replaced, by the rules of detect-secrets.
+    """Replace every line of a diff that may hold a secret, by the rules of detect-secrets and those of `redact`.
 
-    They take a line too many rather than one too few.
+    The rules of detect-secrets prefer false positives to missed secrets.
     """
     from detect_secrets.settings import default_settings, get_plugins
 
@@ -99,18 +99,18 @@ def redact_diff(diff: str) -> str:
         detectors = list(get_plugins())
         for number, line in enumerate(diff.splitlines(), 1):
             inside_key = inside_key or ("BEGIN" in line and "PRIVATE KEY" in line)
-            # Under the name of a YAML file values count as secrets without quotes too.
+            # For a YAML file name detect-secrets also checks values without quotes.
             hidden = inside_key or any(detector.analyze_line("diff.yaml", line, number) for detector in detectors)
             lines.append(line[:1] + REMOVED if hidden else line)
             inside_key = inside_key and not ("END" in line and "PRIVATE KEY" in line)
-    # The detectors come first: of a line from which a part was removed they may not see the rest.
+    # The detectors run first, because they may miss the rest of a line that is already partly redacted.
     return _without_patterns("".join(f"{line}\n" for line in lines))
 
 
 def _environment_secrets() -> set[str]:
     secrets = set()
     for name, value in os.environ.items():
-        # A number of tokens is a limit.
+        # A number in a variable named …TOKENS… is a limit, not a secret.
         if SECRET_NAME.search(name) and not ("TOKENS" in name.upper() and value.isdigit()):
             secrets.add(value)
         secrets |= {match["secret"] for pattern in (IN_VARIABLE, *SECRETS[1:]) for match in pattern.finditer(value)}

@@ -1,14 +1,14 @@
-"""One MLflow row for each pipeline run: training opens it, evaluation completes it.
+"""One MLflow run per execution of the pipeline: training starts it, evaluation completes it.
 
-The files under `models/` and `reports/` are the truth and MLflow mirrors them: numbers in JSON files
-become metrics (`test/mse`), the history becomes metrics by epoch, everything is an artifact. What happens
-is written into a journal on this machine, and `pipeline.tracking.delivery`, a process of its own, brings that to
-MLflow: no stage waits for a store, and no out depends on one.
+The files under `models/` and `reports/` are authoritative, and MLflow mirrors them. Numbers in JSON files become
+metrics (`test/mse`), the history becomes metrics by epoch, and every file becomes an artifact. The stages write to a
+local journal, and a separate process, `pipeline.tracking.delivery`, sends it to MLflow. So no output depends on the
+store, and a stage waits for delivery only at its end.
 
-Evaluation finds the row by its fingerprint, a hash of all parameters and of what training wrote. A
-run id in a file would not do: DVC restores files from its cache, and runs cannot be restored.
+Evaluation finds the run by its fingerprint, a hash of all parameters and all training outputs. A file with the run id
+would not work, because DVC restores files from its cache but cannot restore runs.
 
-PIPELINE_TRACKING=0 in the environment switches all of it off.
+PIPELINE_TRACKING=0 in the environment disables tracking.
 """
 
 import json
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Continued:
-    """A training that was stopped: its `TrainingRun.id` (None if it was not tracked), and its epochs so far."""
+    """A stopped training: its `TrainingRun.id` (None if it was not tracked), and its epochs so far."""
 
     id: str | None
     epochs: list[dict[str, float]]
@@ -48,10 +48,10 @@ class Continued:
 
 @contextmanager
 def training_run(params: "Params", device: str, continued: Continued | None = None) -> Iterator["TrainingRun"]:
-    """A row, RUNNING inside the block; FINISHED after it, FAILED after an error, KILLED by SIGTERM or Ctrl-C.
+    """Yield a run: RUNNING inside the block, then FINISHED, FAILED after an error, or KILLED by SIGTERM or Ctrl-C.
 
-    It is a new row, or that of the training that goes on. Rows of this host whose process was killed
-    without a word are set to KILLED.
+    It is a new run, or that of the training that is resumed. Other runs of this host whose process is gone are set to
+    KILLED.
     """
     run = TrainingRun(continued or Continued(None, []))
     run.attempt(lambda: run.start(params, device))
@@ -65,31 +65,31 @@ def training_run(params: "Params", device: str, continued: Continued | None = No
 
 
 class TrainingRun:
-    """Writes the journal of one training. Its methods never raise: the first trouble is told, once.
+    """The journal of one training. Tracking errors never stop training: the first one prints a warning.
 
-    What cannot be written down (a full disk, say) leaves the row incomplete; it ends as FAILED then.
+    If something cannot be written, for example on a full disk, the run is incomplete and ends as FAILED.
     """
 
     def __init__(self, continued: Continued) -> None:
-        self.id = continued.id  # of the row, in whatever store it is
+        self.id = continued.id  # the run's id in its journals; independent of the store
         self.journal: Journal | None = None
         self._continued = continued
         self._delivery: subprocess.Popen[bytes] | None = None
         self._model: list[Event] = []
         self._training_seconds = math.nan if continued.epochs else 0.0
-        self._n_examples = 0  # of the present epoch so far
+        self._n_examples = 0  # in the current epoch so far
         self._incomplete = False
         self._warned = False
 
     def attempt(self, write: Callable[[], object]) -> None:
-        """Call `write`, unless tracking is off or something could not be written before."""
+        """Call `write` and warn on an error. Do nothing if tracking is off or an earlier write failed."""
         if not is_on() or self._incomplete:
             return
         try:
             write()
         except Exception as error:
             self._incomplete = True
-            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
+            self._warn(f"this run is incomplete in MLflow: {one_line(error)}")
 
     def _warn(self, text: str) -> None:
         if not self._warned:
@@ -117,15 +117,15 @@ class TrainingRun:
         self._n_examples += n_examples
 
     def on_epoch(self, record: Any, seconds: float) -> None:
-        """An epoch's record, a dataclass, and the seconds that its training steps took."""
+        """Log an epoch's record (a dataclass) and the seconds that its training steps took."""
         speed = {f"{EXPERIMENT.examples}_per_second": self._n_examples / seconds}
         self.log_epoch(asdict(record), epoch_seconds=seconds, **speed)
         self._n_examples = 0
 
     def log_epoch(self, record: dict[str, float], *, epoch_seconds: float, **timings: float) -> None:
-        """One epoch: the history's columns, and timings, which only MLflow keeps.
+        """Log one epoch: the history's columns, and timings, which only MLflow stores.
 
-        With their sum so far, which is no number once a training was stopped: what was lost is not known.
+        Also log the total training time so far. It is NaN for a resumed training, because the lost time is unknown.
         """
         self._training_seconds += epoch_seconds
         timings |= {"epoch_seconds": epoch_seconds, "training_seconds": self._training_seconds}
@@ -135,13 +135,12 @@ class TrainingRun:
         assert self.journal is not None
         self.journal.append(_epoch(record, timings))
         if (problem := self.journal.problem()) is not None:
-            self._warn(f"MLflow cannot be reached; the run goes on, its journal keeps the rest ({problem[0]})")
+            self._warn(f"MLflow cannot be reached; training continues, and the journal keeps the run ({problem[0]})")
 
     def log_training_outputs(self, params: "Params") -> None:
-        """What training wrote, and the fingerprint by which evaluation finds the row.
+        """Log the training outputs, and the fingerprint by which evaluation finds the run.
 
-        If this training reproduced the bytes that were evaluated last, DVC will skip evaluate, so its
-        outs are mirrored here.
+        If training reproduced the bytes that were evaluated last, DVC skips evaluate, so its outputs are logged here.
         """
         self.attempt(lambda: self._write_training_outputs(params))
 
@@ -152,9 +151,9 @@ class TrainingRun:
             _append_evaluation(self.journal, params)
 
     def end(self, status: str) -> None:
-        """The row's status; then a moment for what is not delivered yet, MLflow's copy of the model aside.
+        """End the run with a status, then wait for the delivery of everything except MLflow's copy of the model.
 
-        That one takes seconds to make, beside the next stage.
+        That copy takes seconds to create and is sent while the next stage runs.
         """
         if self.journal is None:
             return
@@ -167,14 +166,14 @@ class TrainingRun:
             ):
                 self._warn(why)
         except Exception as error:
-            self._warn(f"this run is not in MLflow as a whole: {one_line(error)}")
+            self._warn(f"this run is incomplete in MLflow: {one_line(error)}")
 
 
 @contextmanager
 def evaluation_run(params: "Params") -> Iterator[None]:
-    """An evaluation inside the block, of which MLflow gets the outs after it, in the row of their training.
+    """Evaluate inside the block; afterwards log the outputs to the run of their training.
 
-    Nothing is delivered of one that raises.
+    If the block raises, nothing is logged.
     """
     prepared = delivery.prepare_delivery()
     yield
@@ -182,10 +181,10 @@ def evaluation_run(params: "Params") -> Iterator[None]:
 
 
 def log_evaluation(params: "Params", prepared: "subprocess.Popen[bytes] | None" = None) -> None:
-    """Bring evaluate's outs to the row of the training that made the weights.
+    """Log evaluate's outputs to the run of the training that produced the weights. Never raises.
 
-    Where the store has no such row (another store, or DVC took the training from its cache), one is
-    made from the tracked files; it has no timings and carries the tag `replayed`. Never raises.
+    If the store has no such run (it is another store, or DVC restored the training from its cache), one is created
+    from the workspace's files. It has no timings and has the tag `replayed`.
 
     Args:
         prepared: what `delivery.prepare_delivery` returned before the evaluation.
@@ -203,7 +202,7 @@ def log_evaluation(params: "Params", prepared: "subprocess.Popen[bytes] | None" 
 
 
 def write_evaluation(params: "Params") -> Journal:
-    """A journal of all that the workspace holds of a run, of which delivery sends what the store lacks."""
+    """Write a journal of the workspace's complete run. Delivery sends what the store lacks."""
     with Journal.create(main_root()) as journal:
         start = _start(params, provenance.tags() | {"replayed": "true"})
         journal.append(start | {"fingerprint": fingerprint(params), "evaluation": evaluation_hash()})
@@ -218,7 +217,7 @@ def write_evaluation(params: "Params") -> Journal:
 
 
 def _start(params: "Params", tags: dict[str, str]) -> Event:
-    """The first event: all parameters, and the row's name."""
+    """Return the first event, with the run's name, tags and all parameters."""
     owner = processes.identity()
     return {
         "kind": "start",
@@ -241,13 +240,13 @@ def _epoch(record: dict[str, float], timings: dict[str, float]) -> Event:
 
 
 def epoch_metric(column: str) -> str:
-    """The metric of a column of the history: `valid/mse` of `valid_mse`, and `train/lr` of `lr`."""
+    """Return the metric name of a history column: `valid/mse` for `valid_mse`, `train/lr` for `lr`."""
     split, _, name = column.partition("_")
     return f"{split}/{name}" if split in ("train", "valid") and name else f"train/{column}"
 
 
 def _append_diff(journal: Journal, **replay: bool) -> None:
-    """The code that differs from the commit (`inputs/code.diff`), if some does."""
+    """Append the diff of code against the commit (`inputs/code.diff`), if there is one."""
     if diff := provenance.diff_of_code():
         path = journal.folder / "code.diff"
         path.write_text(diff)
@@ -255,7 +254,7 @@ def _append_diff(journal: Journal, **replay: bool) -> None:
 
 
 def _append_training_outputs(journal: Journal, params: "Params", **replay: bool) -> list[Event]:
-    """All that training leaves but the model in MLflow's format, whose event is returned."""
+    """Append all training outputs. Return the event of the model in MLflow's format, which is appended last."""
     journal.append_artifact(Path("params.yaml"), "", **replay)
     _append_outs(journal, EXPERIMENT.train, **replay)
     model = EXPERIMENT.model_path
@@ -267,15 +266,15 @@ def _append_training_outputs(journal: Journal, params: "Params", **replay: bool)
 def _append_evaluation(journal: Journal, params: "Params") -> None:
     _append_outs(journal, EXPERIMENT.evaluate)
     _append_inputs(journal, EXPERIMENT.evaluate, params)
-    # Last, for it says that the rest is there.
+    # This tag comes last, because it marks the evaluation as complete.
     journal.append({"kind": "tags", "values": {"evaluation.code": evaluation_code(), "evaluation": evaluation_hash()}})
 
 
 def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:
-    """A stage's outs: every file as an artifact under its own path, the numbers of JSON files as metrics.
+    """Append a stage's outputs: every file as an artifact under its own path, numbers of JSON files as metrics.
 
     Raises:
-        PipelineError: a number has the name of a metric by epoch.
+        PipelineError: a number has the same name as a metric by epoch.
     """
     with Path(EXPERIMENT.history_path).open() as history:
         by_epoch = set(map(epoch_metric, history.readline().strip().split(",")))
@@ -285,14 +284,14 @@ def _append_outs(journal: Journal, stage: str, **replay: bool) -> None:
             values = numbers(json.loads(path.read_text()))
             if twice := values.keys() & by_epoch:
                 raise PipelineError(
-                    f"{path} and {EXPERIMENT.history_path} both have {', '.join(sorted(twice))}, and MLflow would have "
-                    "one metric for two: rename one"
+                    f"{path} and {EXPERIMENT.history_path} both have {', '.join(sorted(twice))}, and MLflow would "
+                    "mix them up; rename one"
                 )
             journal.append({"kind": "metrics", "values": values} | replay)
 
 
 def _append_inputs(journal: Journal, stage: str, params: "Params", **replay: bool) -> None:
-    """The hashes of what a stage reads (`inputs/<stage>.json`) and its data as MLflow data sets."""
+    """Append the hashes of a stage's dependencies (`inputs/<stage>.json`), and its data as MLflow data sets."""
     hashes = dvcfiles.md5s(dvcfiles.declared(stage)["deps"])
     listing = journal.folder / f"{stage}.json"
     listing.write_text(json.dumps(hashes, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Which MLflow store the runs go to, if any; opening it safely from several processes at once, and finding runs in it.
+"""Select the MLflow store, open it safely from several processes at once, and find runs in it.
 
-mlflow is imported where the store is opened: the stages ask only for its name, and need not wait for that.
+mlflow is imported only where the store is opened, because the stages need only the store's name.
 """
 
 import logging
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-# MLflow's own defaults wait for minutes, and its retries would make a run twice where the first request
-# was only slow: delivery repeats what failed, after a look at what is there.
+# MLflow's defaults wait for minutes, and its retries can create a run twice if the first request was only slow.
+# Delivery retries by itself, after checking what the store already has.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# What it would print holds the address with its password.
+# The message would contain the address with its password.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# Runs that a tracking server is asked for at once: it reads some 100 a second, and has to answer in time.
+# Runs per request: a tracking server reads some 100 a second and must answer before the timeout.
 PAGE = 100
-# Where MLflow's tables hold absolute addresses of a run's or a model's artifacts.
+# (table, column) in MLflow's database with absolute addresses of artifacts.
 ADDRESSES = (
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -49,75 +49,76 @@ ADDRESSES = (
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI if it is set, a relative sqlite path made absolute; else `mlflow.db` under the root."""
+    """Return MLFLOW_TRACKING_URI (a relative sqlite path becomes absolute); if unset, `mlflow.db` under the root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{root / path}"
 
 
 def is_server(uri: str) -> bool:
-    """Whether an address is that of a tracking server, rather than of a database opened directly."""
+    """Return whether an address is a tracking server's, not that of a database opened directly."""
     return uri.lower().startswith(("http://", "https://"))
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of a sqlite store's file, from `tracking_uri`; None of any other store."""
+    """Return the path of a sqlite store's file, absolute for a `tracking_uri`; None for any other store."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri else Path(path.partition("?")[0])
 
 
 def answers(uri: str, seconds: float) -> bool:
-    """Whether a tracking server answers to a question that makes it look into its database."""
+    """Return whether a tracking server answers a request that needs its database."""
     address = store_name(uri, Path("/"))
     try:
         urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=seconds).close()
-    except HTTPError as error:  # it may want a password
+    except HTTPError as error:  # it may require a password
         return error.code < 500
     except URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # that is for MLflow's own settings to solve
+        return isinstance(error.reason, ssl.SSLError)  # MLflow has its own TLS settings
     except (OSError, HTTPException):
         return False
     return True
 
 
 def store_name(uri: str, root: Path) -> str:
-    """An address as journals and links show it: without credentials, and the same after the repository was moved."""
+    """Return an address as journals and links show it: without credentials, and unchanged if the repository moves."""
     if (file := sqlite_file(uri)) is not None:
         return f"sqlite:///{file.relative_to(root) if file.is_relative_to(root) else file}"
-    if is_server(uri) and "@" not in uri:  # which spares a stage the import
+    if is_server(uri) and "@" not in uri:  # avoids the import below
         return re.split(r"[?#]", uri)[0].rstrip("/")
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
         url = make_url(uri)
-    except (ArgumentError, ValueError):  # MLflow will say so; no part of it is known to be harmless
+    except (ArgumentError, ValueError):  # MLflow reports the error; any other part may be a secret
         return uri.partition(":")[0]
     without = URL.create(url.drivername, host=(url.host or "").rpartition("@")[2], port=url.port, database=url.database)
     return without.render_as_string().rstrip("/")
 
 
 def experiment_name() -> str:
-    """MLFLOW_EXPERIMENT_NAME if it is set, else this project's own."""
+    """Return MLFLOW_EXPERIMENT_NAME if it is set, else this project's name."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT.name
 
 
 def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
-    """A client of the store and the id of the experiment, both created if need be.
+    """Return a client of the store and the experiment's id. Create the store and the experiment if they are missing.
 
-    The lock makes first use safe: processes that create one database at the same time break it.
-    The experiment has an artifact location of its own, since the default one would be relative to
-    wherever the process happens to run. A server sees to both itself.
+    A lock makes first use safe, because processes that create a database at the same time corrupt it. The experiment
+    gets an absolute artifact location, because the default is relative to the working folder. A server handles both
+    itself.
 
     Args:
-        experiment: its name, `experiment_name()` if it is not given.
+        experiment: the experiment's name, by default `experiment_name()`.
 
     Raises:
-        PipelineError: the store does not answer, MLflow refuses it, or its database needs a library that is not here.
+        PipelineError: the store does not answer, MLflow refuses it, the experiment is deleted, or a library for the
+            database is not installed.
     """
     uri = tracking_uri(main_root())
     if is_server(uri) and not answers(uri, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])):
-        # Asked before the import, whose seconds would be taken from the training beside it.
+        # Check before the import, which would take seconds of processor time from the training next to it.
         name = store_name(uri, main_root())
         raise PipelineError(f"the MLflow store cannot be opened: the server {name} does not answer")
     import mlflow
@@ -143,7 +144,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
             try:
                 return client, client.create_experiment(name, artifact_location=location)
             except MlflowException:
-                # Through a server another process may have been first.
+                # Through a server, another process may have created the experiment first.
                 if (found := client.get_experiment_by_name(name)) is None:
                     raise
                 return client, found.experiment_id
@@ -153,20 +154,20 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
             raise PipelineError(f"an older MLflow made the store; upgrade it: {upgrade_command(uri)}") from None
         raise PipelineError(f"the MLflow store cannot be opened: {reason}") from None
     except ImportError as error:
-        hint = "what PostgreSQL needs: make setup-cluster"
+        hint = "for PostgreSQL run: make setup-cluster"
         raise PipelineError(f"the MLflow store cannot be opened: {_reason(error)} ({hint})") from None
 
 
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """One process at a time on a database that is opened directly, whichever repositories and machines they work in.
+    """Lock a database that is opened directly, across all repositories and machines that use it.
 
     Raises:
         PipelineError: the folder of a sqlite file does not exist.
     """
     if (file := sqlite_file(uri)) is not None:
-        file = file.resolve()  # whatever links lead to it
-        if not file.parent.is_dir():  # which the lock would make
+        file = file.resolve()  # all links to the file share one lock
+        if not file.parent.is_dir():  # FileLock would create it
             raise PipelineError(f"the MLflow store cannot be opened: there is no folder {file.parent}")
         with FileLock(f"{file}.lock", mode=0o660):  # the group may share the store
             yield
@@ -174,7 +175,7 @@ def locked(uri: str) -> Iterator[None]:
         import sqlalchemy as sa
 
         engine = sa.create_engine(uri, poolclass=sa.NullPool)
-        with engine.connect() as connection:  # its end frees the lock
+        with engine.connect() as connection:  # closing it releases the lock
             connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('mlflow'))"))
             yield
     else:
@@ -182,10 +183,10 @@ def locked(uri: str) -> Iterator[None]:
 
 
 def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
-    """All runs for which an MLflow filter holds, the newest first.
+    """Return all runs that match an MLflow filter, newest first.
 
     Raises:
-        PipelineError: the store fails meanwhile.
+        PipelineError: the store fails during the search.
     """
     from mlflow.exceptions import MlflowException
 
@@ -198,16 +199,16 @@ def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "l
             if (token := page.token) is None:
                 return found
     except MlflowException as error:
-        raise PipelineError(f"the MLflow store failed meanwhile; try again: {_reason(error)}") from None
+        raise PipelineError(f"the MLflow store failed during a search; try again: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
-    """Why a store failed, in one line without passwords."""
+    """Return why a store failed, on one line and without passwords."""
     return redact(on_one_line(error))[:300]
 
 
 def upgrade_command(uri: str) -> str:
-    """The shell command that brings a store to this MLflow's schema, of a sqlite file after a copy."""
+    """Return the shell command that upgrades a store to this MLflow's schema; a sqlite file is copied first."""
     path = sqlite_file(uri)
     if path is None:
         return 'mlflow db upgrade "$MLFLOW_TRACKING_URI" (after a backup)'
@@ -215,12 +216,12 @@ def upgrade_command(uri: str) -> str:
 
 
 def follow_a_moved_repository(uri: str, root: Path) -> None:
-    """Lead a sqlite store inside the repository to its artifacts after the folder was moved or copied.
+    """Update the artifact addresses of a sqlite store inside the repository after the folder was moved or copied.
 
-    MLflow keeps absolute addresses. One under another `mlartifacts` is rewritten where its artifacts are under this
-    repository's now: others may be in use by a clone that shares the store, or on a disk that is not mounted at
-    the moment. New runs follow where some run's artifacts did, or where there are none and the old folder is gone.
-    Called with the store's lock held.
+    MLflow stores absolute addresses. An address under another `mlartifacts` is rewritten only if its artifacts exist
+    under this repository now. Other addresses may belong to a clone that shares the store, or to a disk that is not
+    mounted. The experiment's location for new runs is rewritten if any address was, or if it has no addresses and the
+    old folder is gone. The caller holds the store's lock.
     """
     path = sqlite_file(uri)
     if path is None or not (path.is_relative_to(root) and path.is_file()):
@@ -235,7 +236,7 @@ def follow_a_moved_repository(uri: str, root: Path) -> None:
                 continue
             n_addresses = n_here = 0
             for table, column in ADDRESSES:
-                # Table and column are this module's own constants; the addresses are bound.
+                # Table and column are constants of this module; the addresses are bound parameters.
                 query = f"SELECT DISTINCT {column} FROM {table} WHERE substr({column}, 1, ?) = ?"  # noqa: S608
                 for (address,) in database.execute(query, (len(old) + 1, f"{old}/")).fetchall():
                     n_addresses += 1
@@ -249,12 +250,12 @@ def follow_a_moved_repository(uri: str, root: Path) -> None:
 
 
 def local_path(address: str) -> Path:
-    """The path of a `file:` address."""
+    """Return the path of a `file:` address."""
     return Path(url2pathname(urlsplit(address).path))
 
 
 def find_training(client: "MlflowClient", experiment_id: str, fingerprint: str) -> "Run | None":
-    """The newest finished run that wrote what the fingerprint is a hash of."""
+    """Return the newest FINISHED run with this fingerprint, or None."""
     wanted = f"tags.{FINGERPRINT_TAG} = '{fingerprint}' AND attributes.status = 'FINISHED'"
     return newest(client, experiment_id, wanted)
 

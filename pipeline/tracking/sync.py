@@ -1,14 +1,14 @@
-"""Make MLflow hold what this repository has: runs that an outage kept back, and a run for the workspace.
+"""Bring MLflow up to date with this repository.
 
     python -m pipeline.tracking.sync
 
-1. What could not be delivered when it happened is delivered from the journals.
-2. If the workspace holds the results of a whole pipeline, as after a run, `dvc pull`, `dvc exp apply` or a
-   restore from DVC's cache, their run is completed, or made from the files where the store has none.
-   It gets the dvc.lock too, which is whole only after the run.
-3. Runs of DVC experiments get the experiment's commit and its dvc.lock, which exist only after the run.
+1. Deliver journals that could not be delivered earlier.
+2. If the workspace holds the results of a complete pipeline, complete their run, or create it from the files if the
+   store has none. This covers results of a run, `dvc pull`, `dvc exp apply` or DVC's cache. Store dvc.lock in the run,
+   because it is complete only after the run.
+3. Add to runs of DVC experiments the experiment's commit and dvc.lock, which exist only after the run.
 
-Doing it twice changes nothing. Exit code 1: something could not be delivered, and stays in its journal.
+A second sync changes nothing. Exit code 1: something could not be delivered and stays in its journal.
 """
 
 import hashlib
@@ -40,19 +40,17 @@ def main() -> None:
 
 
 def sync() -> bool:
-    """Do all three steps and say what was done; False if something could not be delivered.
+    """Do all three steps and print what was done. Return False if something could not be delivered.
 
     Raises:
-        PipelineError: the store cannot be opened, or fails meanwhile.
+        PipelineError: the store cannot be opened, or fails in between.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         return _sync()
     except (MlflowException, OSError) as error:
-        raise PipelineError(
-            f"MLflow failed meanwhile; `make sync` goes on where it stopped: {one_line(error)}"
-        ) from None
+        raise PipelineError(f"MLflow failed; run `make sync` again to resume: {one_line(error)}") from None
 
 
 def _sync() -> bool:
@@ -67,7 +65,7 @@ def _sync() -> bool:
 
     stale = [stage for stage in dvcfiles.all_stages() if not dvcfiles.is_up_to_date(stage)]
     if stale:
-        print(f"the workspace has no results of a whole run to compare (not up to date: {', '.join(stale)})")
+        print(f"the workspace has no results of a complete run (not up to date: {', '.join(stale)})")
     else:
         fingerprint = fingerprints.fingerprint(load_params())
         if fingerprint not in {journal.fingerprint() for journal in journals(root, store)}:
@@ -77,20 +75,20 @@ def _sync() -> bool:
             add_lock(client, run, Path("dvc.lock").read_text())
             print(f"MLflow holds the workspace's run: {run.info.run_name}, {run.info.run_id}")
     if n_commits := add_experiment_commits(client, experiment_id):
-        print(f"{n_commits} runs got the commit of their DVC experiment")
+        print(f"added the commit of the DVC experiment to {n_commits} runs")
 
     failed = {journal: problem for journal in journals(root, store) if (problem := journal.problem()) is not None}
     for journal, (reason, _) in failed.items():
         print(f"error: {journal.folder} is not delivered: {reason}", file=sys.stderr)
     for name in sorted(stores_waited_for(root) - {store}):
-        print(f"note: some runs wait for another store, which MLFLOW_TRACKING_URI has to name: {name}")
+        print(f"note: some runs wait for another store; set MLFLOW_TRACKING_URI to deliver them: {name}")
     return not failed
 
 
 def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
-    """Tag runs of DVC experiments with the experiment's commit, and store its dvc.lock; the number of runs.
+    """Tag runs of DVC experiments with the experiment's commit, and store its dvc.lock. Return the number of runs.
 
-    An experiment's name may be used again (`--force`): the commit has to hold the weights that the run wrote.
+    An experiment's name may be reused (`--force`), so the commit must contain the weights that the run wrote.
     """
     commits = experiments()
     count = 0
@@ -106,7 +104,7 @@ def add_experiment_commits(client: "MlflowClient", experiment_id: str) -> int:
 
 
 def add_lock(client: "MlflowClient", run: "Run", lock: str) -> None:
-    """The artifact `dvc.lock`, unless the run has the very same."""
+    """Store the artifact `dvc.lock`, unless the run already has the same content."""
     digest = hashlib.sha256(lock.encode()).hexdigest()
     if run.data.tags.get(LOCK_TAG) != digest:
         with tempfile.TemporaryDirectory() as folder:

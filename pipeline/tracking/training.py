@@ -1,4 +1,4 @@
-"""One training as the machinery sees it: kept in checkpoints, mirrored in MLflow, shown to whoever watches."""
+"""The context of one training: checkpoints, MLflow run and progress display."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Training:
-    """A callback of the training loop, for its batches and its epochs."""
+    """A callback of the training loop for batches and epochs."""
 
     def __init__(
         self,
@@ -30,24 +30,24 @@ class Training:
         progress: TrainingProgress,
         epochs: list[dict[str, Any]],
     ):
-        self.state = state  # what the loop resumes from: the last that it passed to `on_epoch`; None at the start
+        self.state = state  # the state from which the loop resumes, last passed to `on_epoch`; None: from scratch
         self._save, self._run, self._progress, self._epochs = save, run, progress, epochs
 
     def on_batch(self, n_examples: int) -> None:
-        """A step was taken, on so many examples."""
+        """Record a training step on `n_examples` examples."""
         self._progress.on_batch(n_examples)
         self._run.on_batch(n_examples)
 
     def on_epoch(self, record: Any, seconds: float, state: Any) -> None:
-        """An epoch has ended.
+        """Record the end of an epoch.
 
         Args:
-            record: a dataclass of numbers, a line of the history; `epoch` counts from 1.
-            seconds: what the epoch's training steps took.
-            state: all that the epochs to come depend on, parameters and data aside.
+            record: a dataclass of numbers, one line of the history; `epoch` counts from 1.
+            seconds: the duration of the epoch's training steps.
+            state: everything except parameters and data that later epochs depend on.
         """
         self._epochs.append(asdict(record))
-        # First, so that MLflow gets no epoch which a killed training has to train again.
+        # Save first, so that MLflow gets no epoch that a killed training has to repeat.
         self._save(state, self._epochs)
         self._run.on_epoch(record, seconds)
         self._progress.on_epoch(record, seconds)
@@ -57,14 +57,15 @@ class Training:
 def training(
     params: "Params", device: str, *, n_epochs: int, n_examples: int, state_types: tuple[type, ...] = ()
 ) -> Iterator[Training]:
-    """A training inside the block, which must have written the stage's outs when it ends.
+    """Train inside the block. The block must write the stage's outputs before it ends.
 
-    One that was stopped resumes from its last checkpoint, in its MLflow run, and ends with the same bytes. What tells
-    two trainings apart is `training_hash`.
+    A stopped training resumes from its last checkpoint, in its MLflow run, and produces the same bytes. It is
+    identified by `training_hash`.
 
     Args:
-        n_examples: that an epoch trains on.
-        state_types: the classes of the loop's state beside tensors, dicts, lists, numbers and texts; no others load.
+        n_examples: the number of examples per epoch.
+        state_types: the classes in the loop's state other than tensors, dicts, lists, numbers and strings. Loading a
+            state refuses all other classes.
     """
     checkpoint = Checkpoint(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
     with checkpoint.held():
@@ -86,7 +87,7 @@ def training(
 
 
 def pack(state: Any, epochs: list[dict[str, Any]]) -> bytes:
-    """A state of the training loop, and the history that led to it."""
+    """Serialize a state of the training loop and the history so far."""
     import torch
 
     content = io.BytesIO()
@@ -95,7 +96,7 @@ def pack(state: Any, epochs: list[dict[str, Any]]) -> bytes:
 
 
 def unpack(content: bytes, state_types: tuple[type, ...]) -> tuple[Any, list[dict[str, Any]]]:
-    """What `pack` packed, to the bit; tensors are on the CPU. No code in it is run."""
+    """Restore exactly what `pack` serialized, with tensors on the CPU. No code from the content is executed."""
     import torch
 
     with torch.serialization.safe_globals(list(state_types)):

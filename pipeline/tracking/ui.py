@@ -1,9 +1,9 @@
-"""Show the runs: start MLflow's UI on the project's store and open it on the table of runs.
+"""Start MLflow's UI on the project's store and open the table of runs.
 
     python -m pipeline.tracking.ui [--port 5000]
 
-Prints that address last, and before it for each sweep the one of the charts of its runs. Only these addresses, with the
-token that they carry, open the pages: other users of the machine reach the port too.
+It prints one address per sweep, with charts of the sweep's runs, and last the address of the table. Each address
+contains a token. Without it the pages do not open, because other users of the machine can reach the port too.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     with mlflow_app.python_path() as python_path, private_folder(root) as private:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *options],
-            # The address may hold a password, which a command line would show to everyone on the machine.
+            # The address may contain a password, and every user of the machine can read command lines.
             env=os.environ
             | python_path
             | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_app.TOKEN: token},
@@ -63,7 +63,7 @@ def main() -> None:
                 show(pages, address)
                 print("Ctrl-C ends it.", flush=True)
                 if sys.stdout.isatty():
-                    # A browser's command line would show the token to everyone on the machine.
+                    # Every user of the machine can read the browser's command line, so the token goes into a file.
                     page = Path(private, "open.html")
                     page.write_text(f'<meta http-equiv="refresh" content="0; url={address}{pages["MLflow"]}">')
                     webbrowser.open(page.as_uri())
@@ -77,15 +77,15 @@ def main() -> None:
 
 
 def private_folder(root: Path) -> TemporaryDirectory[str]:
-    """A folder that only this user may enter, in the repository: a browser from a snap cannot see /tmp."""
+    """Create a folder that only this user can enter, in the repository because a snap's browser cannot see /tmp."""
     parent = root / ".dvc/tmp"
     parent.mkdir(parents=True, exist_ok=True)
     return TemporaryDirectory(prefix="mlflow-ui-", dir=parent)
 
 
 def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
-    """{what: the fragment of its address}: the charts of each sweep's runs, the oldest first, and the table of runs."""
-    # Without workflowType MLflow 3 opens an experiment in its view for language models, which is empty here.
+    """Return {title: address fragment}: charts of each sweep's runs, oldest first, then the table of runs."""
+    # Without workflowType MLflow 3 opens its view for language models, which is empty here.
     table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     names: dict[str, None] = {}
     for run in search_all(client, experiment_id, "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'"):
@@ -94,12 +94,12 @@ def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
         f"Sweep {name!r}": f"{table}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
         for name in reversed(names)
     }
-    # The empty filter takes the place of a sweep's, which the page remembers.
+    # The empty filter replaces a sweep's filter, which the page remembers.
     return charts | {"MLflow": f"{table}&searchFilter="}
 
 
 def condition(sweep: str) -> str:
-    """MLflow's filter for a sweep's runs: their tag has its name, perhaps with others'."""
+    """Return MLflow's filter for a sweep's runs: their tag contains its name, possibly next to others."""
     quotation = '"' if "'" in sweep else "'"
     return f"tags.sweep LIKE {quotation}%{sweep}%{quotation}"
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what must not, and what a disk can do to them."""
+"""Checkpoints: saving and loading, when they are deleted, and disk errors."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def folder(tmp_dir: Path) -> Path:
 
 
 def saved(folder: Path, name: str = "name") -> Path:
-    """Save a state as a training that is stopped then; returns the file."""
+    """Save a state as a training that then stops. Return the file."""
     kept = Checkpoint(folder, name, PARAMS)
     with kept.held():
         kept.save(lambda: STATE, "row", is_last=False)
@@ -39,8 +39,8 @@ def loaded(folder: Path, name: str = "name") -> checkpoint.Saved | None:
         return kept.load()
 
 
-def test_a_state_comes_back_to_the_bit(folder: Path) -> None:
-    """With the row."""
+def test_state_is_restored_exactly(folder: Path) -> None:
+    """A saved state and its run are restored exactly, and only under the same name."""
     saved(folder)
     back = loaded(folder)
     assert back is not None
@@ -50,8 +50,8 @@ def test_a_state_comes_back_to_the_bit(folder: Path) -> None:
     assert loaded(folder, "another name") is None
 
 
-def test_with_other_parameters_of_evaluate_it_goes_on_in_another_row(folder: Path) -> None:
-    """They train nothing anew, but MLflow never changes a row's parameters."""
+def test_other_parameters_of_evaluate_resume_in_a_new_run(folder: Path) -> None:
+    """With other parameters of evaluate training resumes, but in a new run: MLflow never changes a run's parameters."""
     saved(folder)
     kept = Checkpoint(folder, "name", PARAMS | {"evaluate.manifold_size": 6})
     with kept.held():
@@ -62,22 +62,23 @@ def test_with_other_parameters_of_evaluate_it_goes_on_in_another_row(folder: Pat
 
 
 @pytest.mark.parametrize("position", [0, 40, 5000, -1])
-def test_a_flipped_bit_is_noticed(folder: Path, position: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wherever it is: told once, and the file is gone."""
+def test_flipped_bit_is_detected(folder: Path, position: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint with a flipped bit anywhere is reported once and deleted."""
     path = saved(folder)
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
     assert loaded(folder) is None
-    assert f"warning: the checkpoint {path} is damaged and deleted; training starts anew" in capsys.readouterr().err
+    warning = f"warning: the checkpoint {path} is damaged and deleted; training starts from scratch"
+    assert warning in capsys.readouterr().err
     assert not path.exists()
     assert loaded(folder) is None
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("length", [0, 31, 32, 1000, -1])
-def test_a_cut_off_checkpoint_is_noticed(folder: Path, length: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Even an empty file, as some file systems leave after a crash."""
+def test_truncated_checkpoint_is_detected(folder: Path, length: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A truncated checkpoint is detected, even an empty file, which some file systems leave after a crash."""
     path = saved(folder)
     path.write_bytes(path.read_bytes()[:length])
     assert loaded(folder) is None
@@ -85,7 +86,7 @@ def test_a_cut_off_checkpoint_is_noticed(folder: Path, length: int, capsys: pyte
 
 
 def test_at_most_ten_seconds_or_an_epoch_are_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It saves when the end of the next epoch might be later than that; and the last epoch always."""
+    """It saves if the next epoch would end more than 10 s after the last save, and always after the last epoch."""
     now = 0.0
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 10.0)
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
@@ -102,8 +103,8 @@ def test_at_most_ten_seconds_or_an_epoch_are_lost(folder: Path, monkeypatch: pyt
         assert epochs == expected, f"epochs of {seconds} s"
 
 
-def test_two_trainings_of_the_same_do_not_disturb_each_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second finds nothing, saves nothing and says so; the first keeps what it has."""
+def test_identical_concurrent_trainings_do_not_interfere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second training loads and saves nothing and prints a warning; the first keeps its checkpoint."""
     first, second = Checkpoint(folder, "name", PARAMS), Checkpoint(folder, "name", PARAMS)
     with first.held():
         first.save(lambda: STATE, "first", is_last=False)
@@ -111,14 +112,14 @@ def test_two_trainings_of_the_same_do_not_disturb_each_other(folder: Path, capsy
             assert second.load() is None
             second.save(lambda: STATE, "second", is_last=True)
             second.finish()
-        assert "another process trains exactly this" in capsys.readouterr().err
+        assert "another process is running the same training" in capsys.readouterr().err
     back = loaded(folder)
     assert back is not None
     assert back.run == "first"
 
 
-def test_a_finished_training_leaves_nothing_without_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run by hand, the next training starts anew."""
+def test_finished_training_without_dvc_leaves_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without DVC a finished training leaves no checkpoint, so the next one starts from scratch."""
     monkeypatch.delenv("DVC_STAGE", raising=False)
     kept = Checkpoint(folder, "name", PARAMS)
     with kept.held():
@@ -128,8 +129,10 @@ def test_a_finished_training_leaves_nothing_without_dvc(folder: Path, monkeypatc
     assert not list(folder.glob("*.state")) + list(folder.glob("*.finished"))
 
 
-def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC stopped before it wrote dvc.lock deletes the outs at its next run: only then they are made again from it."""
+def test_under_dvc_checkpoint_is_kept_until_dvc_lock_records_the_outputs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is kept until dvc.lock is newer: if DVC stopped before that, its next run deletes the outputs."""
     monkeypatch.setenv("DVC_STAGE", "train")
     lock = Path("dvc.lock")
     kept = Checkpoint(folder, "name", PARAMS)
@@ -149,10 +152,10 @@ def test_under_dvc_it_stays_until_dvc_lock_has_the_outs(folder: Path, monkeypatc
     assert not list(folder.glob("*.finished"))
 
 
-def test_a_training_that_finished_in_a_temporary_folder_leaves_nothing(
+def test_finished_training_in_temporary_folder_leaves_no_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DVC records it in that folder's dvc.lock: the repository's own lock, which is older, does not show it."""
+    """DVC records such a training only in the temporary folder's dvc.lock, so its checkpoint is deleted at once."""
     monkeypatch.setenv("DVC_STAGE", "train")
     Path("dvc.lock").write_text("of an earlier run")
     os.utime("dvc.lock", (0, 0))
@@ -167,8 +170,8 @@ def test_a_training_that_finished_in_a_temporary_folder_leaves_nothing(
     assert loaded(folder) is None
 
 
-def test_other_finished_trainings_go_when_they_are_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at once, for DVC may be recording one at this moment in another process; nor one that is in use."""
+def test_old_checkpoints_of_finished_trainings_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones are kept, because another process's DVC may not have recorded them yet, and so are those in use."""
     monkeypatch.setenv("DVC_STAGE", "train")
     names = ("new", "old", "used")
     for name in names:
@@ -182,8 +185,8 @@ def test_other_finished_trainings_go_when_they_are_old(folder: Path, monkeypatch
         assert sorted(path.name for path in folder.glob("*.finished")) == ["new.finished", "used.finished"]
 
 
-def test_a_full_disk_costs_the_new_checkpoint_not_the_old_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Told once; the one before is whole, and nothing half is left. With space again it goes on saving."""
+def test_full_disk_keeps_the_previous_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A full disk prints one warning and keeps the previous checkpoint; with space again, saving works again."""
     size = saved(folder).stat().st_size
     (folder / "name.state").unlink()
     (folder / "name.lock").unlink()
@@ -207,8 +210,8 @@ def test_a_full_disk_costs_the_new_checkpoint_not_the_old_one(folder: Path, caps
         assert back.run == "third"
 
 
-def test_a_folder_that_cannot_be_written_stops_no_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A warning says that a stopped training would start anew."""
+def test_unwritable_folder_does_not_stop_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the folder cannot be created, one warning says that a stopped training would start from scratch."""
     folder.write_text("a file where the folder would be")
     kept = Checkpoint(folder, "name", PARAMS)
     with kept.held():
@@ -217,4 +220,4 @@ def test_a_folder_that_cannot_be_written_stops_no_training(folder: Path, capsys:
         kept.finish()
     error = capsys.readouterr().err
     assert error.count("warning: no checkpoint can be kept") == 1
-    assert "a stopped training will start anew" in error
+    assert "if this training stops, it starts from scratch" in error

@@ -1,4 +1,4 @@
-"""Lock files that a killed DVC left half written, in a repository after `dvc repro`."""
+"""Lock files that a killed DVC left truncated, in a repository after `dvc repro`."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +9,8 @@ from tests.helpers import git, run
 
 
 @pytest.mark.parametrize("torn", ["", '{"write": {"models/autoenc'], ids=["empty", "half"])
-def test_a_list_of_processes_that_a_killed_dvc_left_half_written_is_no_obstacle(project: Path, torn: str) -> None:
-    """Plain `dvc repro` refuses it, `make run` deletes it and says so; a whole one is DVC's own affair."""
+def test_truncated_rwlock_is_repaired(project: Path, torn: str) -> None:
+    """`dvc repro` fails on a truncated rwlock; `make run` deletes it with a message, and leaves a valid one alone."""
     rwlock = project / ".dvc/tmp/rwlock"
     rwlock.write_text(torn)
     assert "JSON structure is corrupted" in run(project, "dvc", "repro", ok=False).stderr
@@ -21,10 +21,8 @@ def test_a_list_of_processes_that_a_killed_dvc_left_half_written_is_no_obstacle(
 
 
 @pytest.mark.parametrize("share", [0, 0.9], ids=["empty", "half"])
-def test_a_dvc_lock_that_a_killed_dvc_left_half_written_is_no_obstacle(
-    project: Path, tmp_path: Path, share: float
-) -> None:
-    """`make run` goes on from git's, says so, and ends with the dvc.lock there was."""
+def test_truncated_dvc_lock_is_repaired(project: Path, tmp_path: Path, share: float) -> None:
+    """`make run` restores a truncated dvc.lock from git with a message, and ends with the original content."""
     here = shutil.copytree(project, tmp_path / "torn", symlinks=True)
     lock = here / "dvc.lock"
     whole = lock.read_text()
@@ -33,12 +31,12 @@ def test_a_dvc_lock_that_a_killed_dvc_left_half_written_is_no_obstacle(
     if n_kept == 0:
         assert "'./dvc.lock' validation failed" in run(here, "dvc", "repro", ok=False).stderr
     said = run(here, "pipeline.run", PIPELINE_TRACKING="0").stderr
-    assert "dvc.lock was left half written when DVC was killed; back to git's" in said
+    assert "dvc.lock was left half written when DVC was killed; restored from git" in said
     assert lock.read_text() == whole
 
 
-def test_sync_mends_a_half_written_dvc_lock_too(project: Path, tmp_path: Path) -> None:
-    """It reads dvc.lock without DVC, which could have refused it."""
+def test_sync_repairs_truncated_dvc_lock(project: Path, tmp_path: Path) -> None:
+    """`make sync`, which reads dvc.lock without DVC, restores a truncated one from git."""
     here = shutil.copytree(project, tmp_path / "torn", symlinks=True)
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "results")
@@ -49,8 +47,8 @@ def test_sync_mends_a_half_written_dvc_lock_too(project: Path, tmp_path: Path) -
     assert lock.read_text() == whole
 
 
-def test_a_dvc_lock_with_conflicts_is_left_to_its_author(project: Path, tmp_path: Path) -> None:
-    """`make run` does not throw away one side of a merge."""
+def test_dvc_lock_with_conflicts_is_left_alone(project: Path, tmp_path: Path) -> None:
+    """`make run` leaves a dvc.lock with merge conflicts as it is."""
     here = shutil.copytree(project, tmp_path / "conflicts", symlinks=True)
     lock = here / "dvc.lock"
     conflicts = lock.read_text() + "<<<<<<< HEAD\n=======\n>>>>>>> other\n"

@@ -10,7 +10,7 @@ from tests.helpers import PROJECT, git, run
 
 
 def test_declared_paths_include_metrics_and_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outs are all that a stage writes, whatever settings stand beside the path."""
+    """Declared outs include metrics and plots, also if the path has settings."""
     monkeypatch.chdir(PROJECT)
     evaluate = dvcfiles.declared("evaluate")
     assert {"reports/evaluate.json", "reports/figures/latent.png"} <= set(evaluate["outs"])
@@ -19,7 +19,7 @@ def test_declared_paths_include_metrics_and_plots(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a run all stages are; a changed parameter, dependency or out makes exactly that stage stale."""
+    """`is_up_to_date` agrees with `dvc status`: after a run, and after a change of any kind."""
     monkeypatch.chdir(project)
     stages = ("prepare", "baselines", "pca_probes", "train", "evaluate")
     assert all(map(dvcfiles.is_up_to_date, stages))
@@ -31,7 +31,7 @@ def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pyte
         ("params.yaml", "n_layers: 2", "n_layers: 3", {"train", "evaluate"}),
         ("pipeline/autoencoder/figures.py", '"""The figures', '"""Figures', {"evaluate"}),
         ("reports/pca.csv", "n_components", "components", {"baselines"}),
-        ("params.yaml", "lr: 0.005\n", "lr: 5e-3\n", set()),  # for PyYAML alone that is text
+        ("params.yaml", "lr: 0.005\n", "lr: 5e-3\n", set()),  # plain PyYAML reads this as text
         ("dvc.yaml", "-m pipeline.train", "-B -m pipeline.train", {"train"}),
     ):
         path = project / file
@@ -60,7 +60,7 @@ def test_a_stage_is_up_to_date_when_dvc_says_so(project: Path, monkeypatch: pyte
 def test_a_stage_is_up_to_date_with_the_parameters_that_it_declares(
     tmp_dir: Path, declared: str, locked: str, expected: bool
 ) -> None:
-    """dvc.lock must have exactly the declared parameters, with the files' values: no fewer and no more."""
+    """A stage is up to date only if dvc.lock has exactly the declared parameters, with the files' values."""
     (tmp_dir / "params.yaml").write_text("model: {width: 4}\ntrain: {seed: 0}\n")
     (tmp_dir / "other.yaml").write_text("lr: 1\n")
     (tmp_dir / "dvc.yaml").write_text(f"stages:\n  make: {{cmd: make, params: {declared}}}\n")
@@ -74,8 +74,8 @@ def test_nothing_is_up_to_date_before_the_first_run(tmp_dir: Path) -> None:
     assert not dvcfiles.is_up_to_date("evaluate")
 
 
-def test_an_empty_lock_is_none(tmp_dir: Path) -> None:
-    """As a kill may leave it; one that a merge left with conflicts is one message."""
+def test_empty_lock_records_no_stage(tmp_dir: Path) -> None:
+    """An empty dvc.lock, as a kill may leave it, records no stage; one with merge conflicts is an error."""
     (tmp_dir / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
     (tmp_dir / "dvc.lock").write_text("")
     assert not dvcfiles.is_up_to_date("evaluate")
@@ -84,7 +84,7 @@ def test_an_empty_lock_is_none(tmp_dir: Path) -> None:
         dvcfiles.is_up_to_date("evaluate")
 
 
-def test_md5s_are_dvcs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_md5s_equal_those_of_dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hashes are those that dvc.lock records."""
     monkeypatch.chdir(project)
     path = "models/autoencoder.safetensors"
@@ -103,22 +103,22 @@ def test_md5s_are_dvcs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["evaluate.manifold_size"], ["prepare", "baselines", "pca_probes", "train"]),
     ],
 )
-def test_the_stages_that_a_parameter_does_not_reach(
+def test_stages_that_do_not_depend_on_a_parameter(
     monkeypatch: pytest.MonkeyPatch, names: list[str], stages: list[str]
 ) -> None:
-    """Neither by what they declare nor by what they read: points that differ in these parameters share the rest."""
+    """`stages_without` returns the stages that trials with different values of these parameters share."""
     monkeypatch.chdir(PROJECT)
     assert dvcfiles.stages_without(names) == stages
 
 
-def test_a_stage_that_declares_all_of_params_yaml_is_reached_by_each(tmp_dir: Path) -> None:
-    """In DVC's form for a whole file."""
+def test_stage_with_all_of_params_yaml_depends_on_every_parameter(tmp_dir: Path) -> None:
+    """A stage with `params.yaml:` (DVC's syntax for a whole file) depends on every parameter."""
     Path("dvc.yaml").write_text("stages: {all: {cmd: make, params: [{params.yaml: }]}, none: {cmd: make}}")
     assert dvcfiles.stages_without(["a.b"]) == ["none"]
 
 
-def test_a_stage_that_reads_a_folder_reads_what_is_in_it(tmp_dir: Path) -> None:
-    """And one that reads a file reads of a stage that writes its folder."""
+def test_folder_dependency_includes_the_files_in_it(tmp_dir: Path) -> None:
+    """A stage depends on another if its dependency contains, or lies in, the other's output."""
     Path("dvc.yaml").write_text(
         "stages:\n"
         "  write: {cmd: make, params: [data], outs: [data/raw/a, models]}\n"
@@ -130,7 +130,7 @@ def test_a_stage_that_reads_a_folder_reads_what_is_in_it(tmp_dir: Path) -> None:
 
 
 def test_ancestors_and_descendants_are_those_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By this project's dvc.yaml; a stage that it lacks has none."""
+    """Ancestors and descendants follow dvc.yaml's graph; an unknown stage has none."""
     monkeypatch.chdir(PROJECT)
     assert dvcfiles.with_ancestors({"train"}) == {"prepare", "train"}
     assert dvcfiles.with_ancestors({"evaluate"}) == set(dvcfiles.all_stages())
@@ -139,7 +139,7 @@ def test_ancestors_and_descendants_are_those_of_the_graph(monkeypatch: pytest.Mo
 
 
 def test_contents_survive_a_move_of_code() -> None:
-    """Code by its contents alone, data by its path too."""
+    """`contents` ignores the paths of Python files, but not their contents or the paths of data."""
     before = dvcfiles.contents({"pipeline/model.py": "1", "pipeline/other.py": "2", "data/train": "3"})
     assert dvcfiles.contents({"pipeline/a/model.py": "2", "pipeline/b.py": "1", "data/train": "3"}) == before
     assert dvcfiles.contents({"pipeline/a/model.py": "2", "pipeline/b.py": "1", "data/test": "3"}) != before

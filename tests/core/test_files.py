@@ -1,4 +1,4 @@
-"""Writing outs: whole, in folders that need not be there, and errors that name the file."""
+"""Writing outputs: their bytes, missing folders, and errors that name the file."""
 
 import os
 import stat
@@ -11,22 +11,22 @@ from pipeline.core.files import flat, numbers, write_out
 
 
 def test_text_and_bytes_and_a_new_folder(tmp_dir: Path) -> None:
-    """Text is UTF-8 with its line ends as they are, on every system."""
+    """`write_out` creates folders, writes text as UTF-8, and never changes line ends."""
     write_out(Path("new/folder/text.json"), "ä\n")
     write_out(Path("new/folder/bytes"), b"\x00\r\n")
     assert Path("new/folder/text.json").read_bytes() == b"\xc3\xa4\n"
     assert Path("new/folder/bytes").read_bytes() == b"\x00\r\n"
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_dir: Path) -> None:
-    """A real ENOSPC, and what to do."""
+def test_full_disk_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> None:
+    """A real ENOSPC fails with one line that names the file and says what to do."""
     Path("full").symlink_to("/dev/full")
     with pytest.raises(PipelineError, match=r"^full cannot be written: No space left on device; .*`dvc repro`$"):
         write_out(Path("full"), "content")
 
 
-def test_a_read_only_folder_is_one_line_that_names_the_file(tmp_dir: Path) -> None:
-    """Where the user is root, for whom no folder is read-only, a file in the folder's place."""
+def test_read_only_folder_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> None:
+    """A folder that cannot be written fails with one line. (As root, who can write everywhere: a file in its place.)"""
     folder = Path("reports")
     if os.getuid() == 0:
         folder.write_text("")
@@ -38,7 +38,7 @@ def test_a_read_only_folder_is_one_line_that_names_the_file(tmp_dir: Path) -> No
 
 
 def test_numbers_under_their_nested_names() -> None:
-    """Texts and booleans are no numbers; a list's items are named by their place."""
+    """Nested keys are joined and list items named by index; strings and booleans are not numbers."""
     values = {"a": {"b": 1, "c": "text"}, "d": True, "e": 0.5, "f": [2, {"g": 3}]}
     assert flat(values) == {"a.b": 1, "a.c": "text", "d": True, "e": 0.5, "f.0": 2, "f.1.g": 3}
     assert numbers(values) == {"a/b": 1, "e": 0.5, "f/0": 2, "f/1/g": 3}

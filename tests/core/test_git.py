@@ -1,4 +1,4 @@
-"""Clones of the repository as its workspace is."""
+"""Copying the workspace to a clone of the repository."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ from pipeline.sweep import dvc_engine
 from tests.helpers import git, run
 
 
-def test_files_written_anew_to_the_same_bytes_are_no_change(workspace: Path) -> None:
-    """As prepare does in a fresh clone; the commit of the workspace is HEAD then."""
+def test_files_rewritten_with_the_same_bytes_are_not_changes(workspace: Path) -> None:
+    """If files were only rewritten with the same bytes, as prepare does, the workspace's commit is HEAD."""
     for path in (workspace / "reports/data.json", workspace / "params.yaml"):
         path.write_bytes(path.read_bytes())
         os.utime(path, (1, 1))
@@ -20,7 +20,7 @@ def test_files_written_anew_to_the_same_bytes_are_no_change(workspace: Path) -> 
 
 
 def test_a_clone_has_the_workspaces_changes_as_changes(workspace: Path, tmp_path: Path) -> None:
-    """Of tracked files, on the same commit; the workspace is left as it was."""
+    """A clone gets the same commit and the same uncommitted changes; the workspace itself does not change."""
     (workspace / "params.yaml").write_text("changed\n")
     (workspace / "README.md").unlink()
     before = git(workspace, "status", "--porcelain")
@@ -32,10 +32,8 @@ def test_a_clone_has_the_workspaces_changes_as_changes(workspace: Path, tmp_path
     assert git(tmp_path / "clone", "rev-parse", "HEAD").strip() == head
 
 
-def test_a_shallow_repository_makes_copies_too(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As CI checks one out: a sweep's copies, and copies of these, have what differs from its only commit."""
+def test_copies_work_in_a_shallow_repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shallow clone, as in CI, a sweep's copies and copies of copies have the workspace's changes."""
     (workspace / "README.md").write_text("a second commit\n")
     git(workspace, "commit", "-q", "-a", "-m", "second")
     git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")

@@ -1,4 +1,4 @@
-"""metrics.yaml: what the review and `make verify` forgive, and what `make compare` shows."""
+"""metrics.yaml: the tolerances of the review and of `make verify`."""
 
 from itertools import permutations
 
@@ -22,7 +22,7 @@ COLUMNS = {
 
 
 def test_another_seed_is_within_tolerance_and_a_tenth_more_error_is_not() -> None:
-    """Of the committed experiment, whichever seed is the old one, by the study's runs."""
+    """For the committed experiment, the study's seeds are within tolerance of each other; 10 % more error is not."""
     tolerances = parse_metrics((PROJECT / "metrics.yaml").read_bytes())
     params = Params.model_validate(yaml.safe_load((PROJECT / "params.yaml").read_text())).flat()
     runs = pd.read_csv(
@@ -42,14 +42,14 @@ def test_another_seed_is_within_tolerance_and_a_tenth_more_error_is_not() -> Non
 
 
 def test_what_is_better_depends_on_the_metric() -> None:
-    """More of an error is worse, more of an accuracy is better."""
+    """An increase is worse for an error and better for an accuracy."""
     error, accuracy = (Metric(better=better, absolute=0.1, relative=0) for better in ("lower", "higher"))
     assert (error.verdict(1, 2), error.verdict(2, 1)) == ("worse", "better")
     assert (accuracy.verdict(1, 2), accuracy.verdict(2, 1)) == ("better", "worse")
 
 
 def test_the_margin_itself_is_tolerated_on_either_side() -> None:
-    """Of an old value below zero the size counts; a change by exactly the margin is neither better nor worse."""
+    """A change by exactly the margin is within tolerance; for a negative old value its absolute value counts."""
     tolerance = Metric(better="lower", absolute=1, relative=0.5)
     assert tolerance.margin(-4) == tolerance.margin(4) == 3
     for new, verdict in ((-7.5, "better"), (-7, "within tolerance"), (-1, "within tolerance"), (-0.5, "worse")):
@@ -61,12 +61,12 @@ def test_the_margin_itself_is_tolerated_on_either_side() -> None:
     [(0, 0.03, "3 %"), (0.13, 0, "0.13"), (1e-6, 0.001, "1e-06 + 0.1 %"), (0, 0, "0")],
 )
 def test_a_tolerance_as_text(absolute: float, relative: float, shown: str) -> None:
-    """What the verdict of a review shows as allowed."""
+    """`allowed` formats a tolerance as a review shows it."""
     assert Metric(better="lower", absolute=absolute, relative=relative).allowed == shown
 
 
 def test_the_first_pattern_counts() -> None:
-    """Patterns are tried in the file's order; settings that are left out are 0, unknown ones are an error."""
+    """The first matching pattern applies; missing settings are 0; unknown or negative settings are errors."""
     tolerances = parse_metrics(b"a.b: {better: lower}\na.*: {better: higher, relative: 1}\n")
     assert [pattern_of(name, tolerances) for name in ("a.b", "a.c", "b.a")] == ["a.b", "a.*", None]
     assert judged_by("a.b", tolerances) == Metric(better="lower", absolute=0, relative=0)
@@ -80,8 +80,8 @@ def test_the_first_pattern_counts() -> None:
             parse_metrics(bad)
 
 
-def test_what_can_be_judged_is_a_finite_number() -> None:
-    """A bool, a text, NaN and infinity are none."""
+def test_only_finite_numbers_are_judged() -> None:
+    """Booleans, strings, NaN and infinity are not judged."""
     assert is_number(1)
     assert is_number(0.5)
     assert not any(map(is_number, (True, "1", None, float("nan"), float("inf"))))

@@ -1,4 +1,4 @@
-"""Telling whether a process still lives, and leaving in good order when it is asked to go."""
+"""Detecting whether a process still runs, and exiting cleanly on SIGTERM."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.helpers import wait_until
 
 
 def test_who_is_gone() -> None:
-    """This process lives; another start, boot or pid is gone; another host's is not known."""
+    """A process with another start, boot or pid is gone; this one, and any on another host, is not."""
     me = processes.identity()
     assert not processes.is_gone(me)
     assert processes.is_gone(me | {"process.started": "1"})
@@ -22,7 +22,7 @@ def test_who_is_gone() -> None:
     described = processes.identity(child.pid)
     assert not processes.is_gone(described)
     child.kill()
-    wait_until(lambda: processes.is_gone(described))  # as soon as it is dead, though nobody has asked for its status
+    wait_until(lambda: processes.is_gone(described))  # a zombie is gone too
     child.wait()
     assert processes.is_gone(described)
     assert not processes.is_gone(me | {"process.host": "elsewhere", "process.boot": "another"})
@@ -31,16 +31,16 @@ def test_who_is_gone() -> None:
     assert not processes.is_gone({})
 
 
-def test_setting_the_clock_makes_nobody_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time at which a process started is counted from the start of the machine."""
+def test_setting_the_clock_does_not_make_a_process_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting the clock does not change a process's recorded start, which counts from boot."""
     me = processes.identity()
     create_time = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
     assert not processes.is_gone(me)
 
 
-def test_sigterm_is_given_back() -> None:
-    """Outside the block SIGTERM means what it meant before."""
+def test_sigterm_handler_is_restored() -> None:
+    """SIGTERM raises SystemExit(143) inside the block; afterwards the previous handler is restored."""
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped() -> None:

@@ -1,4 +1,4 @@
-"""Bringing journals to a real store: each event once, whatever interrupts it."""
+"""Delivering journals to a real store: each event exactly once, whatever interrupts it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from pipeline.tracking.journal import Journal, journals
 from tests.helpers import PROJECT, artifacts, environment, small_params, stored, wait_until, working_in
 
 PARAMS = small_params()
-# What delivery asks of a store that changes something in it.
+# The client methods by which delivery changes a store.
 WRITES = (
     "create_run",
     "log_batch",
@@ -41,7 +41,7 @@ WRITES = (
 
 
 def train_and_evaluate() -> None:
-    """The journals of one whole run."""
+    """Write the journals of one complete run."""
     with runs.training_run(PARAMS, "cpu") as run:
         for epoch in (1, 2):
             run.log_epoch({"epoch": epoch, "train_mse": 0.1 / epoch, "valid_mse": 0.2 / epoch}, epoch_seconds=1.5)
@@ -50,7 +50,7 @@ def train_and_evaluate() -> None:
 
 
 def content(store: str) -> list[dict[str, Any]]:
-    """All that a store shows of its runs, the ids that differ from store to store aside."""
+    """Return everything that a store shows of its runs, except ids, which differ between stores."""
     client = MlflowClient(store)
     return [describe(client, run) for run in stored(store)]
 
@@ -78,7 +78,7 @@ def describe(client: MlflowClient, run: Run) -> dict[str, Any]:
 
 @pytest.fixture
 def undisturbed(results: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What a store shows after a delivery that nothing disturbs; the journals are there again afterwards."""
+    """The store's content after an undisturbed delivery; afterwards the journals and the empty store are restored."""
     train_and_evaluate()
     shutil.copytree(results / ".mlflow-journal", tmp_path / "journals")
     empty = shutil.copy(tmp_path / "store.db", tmp_path / "empty.db")
@@ -91,8 +91,8 @@ def undisturbed(results: Path, store: str, tmp_path: Path, monkeypatch: pytest.M
     return expected
 
 
-def test_a_row_has_the_times_at_which_things_happened(results: Path, store: str) -> None:
-    """Start, end and every point carry the journal's times, however late they are delivered."""
+def test_run_has_the_times_of_its_events(results: Path, store: str) -> None:
+    """Start, end and every metric have the journal's times, however late they are delivered."""
     train_and_evaluate()
     events = [event for journal in journals(results) for event in journal.events()]
     delivery.deliver_all(results)
@@ -105,10 +105,10 @@ def test_a_row_has_the_times_at_which_things_happened(results: Path, store: str)
     assert row["models"] == [("READY", "autoencoder", row["params"])]
 
 
-def test_a_delivery_interrupted_anywhere_ends_in_the_same_row(
+def test_delivery_interrupted_anywhere_gives_the_same_run(
     undisturbed: list[dict[str, Any]], results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store dies after one to five requests, the last carried out, again and again: all is there once."""
+    """If the store fails again and again, each time after one to five successful requests, everything is there once."""
     counts = {"left": 0, "deaths": 0}
 
     def dying(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ def test_a_delivery_interrupted_anywhere_ends_in_the_same_row(
 def test_an_evaluation_does_not_overtake_its_training(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as the training's journal is not delivered, its evaluation makes no row of its own."""
+    """While the training's journal is undelivered, its evaluation does not create a separate run."""
     train_and_evaluate()
     training, evaluation = journals(results)
     send = mlflow_writer._send_model
@@ -157,7 +157,7 @@ def test_an_evaluation_does_not_overtake_its_training(
 
 
 def test_an_evaluation_belongs_to_the_newest_finished_training(results: Path, store: str) -> None:
-    """Of those that wrote the same bytes: an older one, and a newer one that was killed, are left alone."""
+    """Of trainings with the same bytes only the newest finished one gets it: not an older one, nor a killed one."""
 
     def train_until(error: BaseException | None) -> None:
         with suppress(KeyboardInterrupt), runs.training_run(PARAMS, "cpu") as run:
@@ -177,7 +177,7 @@ def test_an_evaluation_belongs_to_the_newest_finished_training(results: Path, st
 
 
 def test_a_damaged_state_sends_nothing_twice(results: Path, store: str) -> None:
-    """How far delivery was is lost, as after a full disk: what the store has already stays there once."""
+    """If the delivery state is lost, as on a full disk, the store still has every event only once."""
     with runs.training_run(PARAMS, "cpu") as run:
         run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
         (journal,) = delivery.deliver_all(results)
@@ -188,10 +188,8 @@ def test_a_damaged_state_sends_nothing_twice(results: Path, store: str) -> None:
     assert [step for step, *_ in row["points"]["train/mse"]] == [1, 2]
 
 
-def test_a_delivery_that_succeeds_forgets_the_problem_before(
-    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The training that goes on is not told of an outage that is over."""
+def test_successful_delivery_clears_the_problem(results: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successful delivery clears the problem, so that training does not warn about an outage that is over."""
 
     def away(*_: Any) -> None:
         raise OSError("the store is away")
@@ -207,10 +205,10 @@ def test_a_delivery_that_succeeds_forgets_the_problem_before(
         assert journal.problem() is None
 
 
-def test_two_evaluations_of_the_same_training_make_one_row(
+def test_two_evaluations_of_the_same_training_make_one_run(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the first one of them was cut short, and the row it began is not finished."""
+    """Two evaluations of one training make one run, even if the first was interrupted and left it unfinished."""
 
     def failing(*_: Any) -> None:
         raise OSError("no room for files")
@@ -225,17 +223,17 @@ def test_two_evaluations_of_the_same_training_make_one_row(
 
 
 def test_an_evaluation_is_delivered_by_the_process_that_was_prepared_for_it(results: Path, store: str) -> None:
-    """Which has imported mlflow meanwhile; what it prints is in the journal as long as that exists."""
+    """The process prepared for an evaluation delivers its journal."""
     prepared = delivery.prepare_delivery()
     assert prepared is not None
-    runs.log_evaluation(PARAMS, prepared)  # `results` lets it start no other process, and wait for none
+    runs.log_evaluation(PARAMS, prepared)  # `results` prevents it from starting or waiting for another process
     assert prepared.wait(60) == 0
     assert journals(results) == []
     assert [row.info.status for row in stored(store)] == ["FINISHED"]
 
 
 def test_where_the_prepared_process_died_another_one_delivers(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than an evaluation that nobody delivers, or that fails."""
+    """If the prepared process has died, another one delivers the evaluation."""
     started: list[Journal] = []
     monkeypatch.setattr(delivery, "start_delivery", started.append)
     prepared = delivery.prepare_delivery()
@@ -247,15 +245,15 @@ def test_where_the_prepared_process_died_another_one_delivers(results: Path, mon
 
 
 def test_a_prepared_process_ends_with_its_stage(results: Path) -> None:
-    """Whatever ends the stage before there is anything to deliver."""
+    """A prepared process ends when its stage ends before there is anything to deliver."""
     script = "import os; from pipeline.tracking import delivery; delivery.prepare_delivery(); os.abort()"
     subprocess.run([sys.executable, "-c", script], env=environment(PYTHONPATH=str(PROJECT)))
     assert working_in(results, "pipeline.tracking.delivery")
     wait_until(lambda: not working_in(results, "pipeline.tracking.delivery"))
 
 
-def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, store: str) -> None:
-    """The code of the model was changed during an outage: a tag says that the run has no model in MLflow's format."""
+def test_unloadable_weights_do_not_block_delivery(results: Path, store: str) -> None:
+    """If the current code cannot load the weights, the run is complete except for the model, and a tag says why."""
     runs.log_evaluation(PARAMS)
     (journal,) = journals(results)
     event = next(event for event in journal.events() if event["kind"] == "model")
@@ -270,7 +268,7 @@ def test_weights_that_can_no_longer_be_loaded_hold_nothing_up(results: Path, sto
 def test_files_have_longer_to_upload_than_an_answer_may_take(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first file and the first part of the model each take longer than MLFLOW_HTTP_REQUEST_TIMEOUT."""
+    """Uploads of a file and of a part of the model may take longer than MLFLOW_HTTP_REQUEST_TIMEOUT."""
     slow = [r"/params\.yaml$", r"/MLmodel$"]
     uploaded = []
 
@@ -300,8 +298,8 @@ def test_files_have_longer_to_upload_than_an_answer_may_take(
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"  # other requests keep the user's limit
 
 
-def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store: str) -> None:
-    """Its problem is noted in it, in one line."""
+def test_failing_journal_does_not_block_the_others(results: Path, store: str) -> None:
+    """A journal that fails keeps its problem as one line, and the others are delivered."""
     train_and_evaluate()
     bad, *_ = journals(results)
     with (bad.folder / "events.jsonl").open("a") as file:
@@ -313,10 +311,10 @@ def test_one_journal_that_fails_does_not_hold_up_the_others(results: Path, store
     assert "7" in {row.data.params["evaluate.manifold_size"] for row in stored(store)}
 
 
-def test_only_the_present_stores_journals_are_delivered(
+def test_only_journals_of_the_current_store_are_delivered(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was made for a tracking server does not end up in another store."""
+    """A run that was recorded for a tracking server is not delivered to another store."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@127.0.0.1:9/")
         train_and_evaluate()
@@ -326,8 +324,8 @@ def test_only_the_present_stores_journals_are_delivered(
     assert not any(b"hunter2" in path.read_bytes() for path in results.rglob("*") if path.is_file())
 
 
-def test_a_run_deleted_meanwhile_is_made_anew(results: Path, store: str) -> None:
-    """Deleting a row that is being written loses nothing of the run."""
+def test_run_deleted_during_delivery_is_created_again(results: Path, store: str) -> None:
+    """If a run is deleted while it is being written, it is created again with all its events."""
     with runs.training_run(PARAMS, "cpu") as run:
         run.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
         delivery.deliver_all(results)
@@ -340,7 +338,7 @@ def test_a_run_deleted_meanwhile_is_made_anew(results: Path, store: str) -> None
 
 
 def test_many_epochs_go_in_few_requests(results: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an outage kept back is sent in batches of MLflow's size."""
+    """Metrics that waited during an outage are sent in batches of MLflow's maximum size."""
     with runs.training_run(PARAMS, "cpu") as run:
         for epoch in range(1, 701):
             run.log_epoch({"epoch": epoch, "train_mse": 0.1, "valid_mse": 0.1}, epoch_seconds=1)
@@ -358,13 +356,13 @@ def test_many_epochs_go_in_few_requests(results: Path, store: str, monkeypatch: 
 
 
 def train(epochs: list[int], continued: runs.Continued | None = None, is_killed: bool = False) -> str:
-    """The journal of a training's process, whole or as a kill leaves it; returns the row's id."""
+    """Write the journal of a training process, complete or as a kill leaves it. Return the run's id in the journals."""
     with runs.training_run(PARAMS, "cpu", continued) as run:
         for epoch in epochs:
             run.log_epoch({"epoch": epoch, "train_mse": 0.1 / epoch, "valid_mse": 0.2 / epoch}, epoch_seconds=1.5)
         assert run.id is not None
         if is_killed:
-            run.journal = None  # nobody writes down its end
+            run.journal = None  # so that no end is written
             return run.id
         run.log_training_outputs(PARAMS)
     return run.id
@@ -379,12 +377,12 @@ def steps(store: str, run: Run) -> list[int]:
 
 
 @pytest.mark.parametrize("is_delivered", [True, False])
-def test_a_training_that_goes_on_adds_to_its_row(results: Path, store: str, is_delivered: bool) -> None:
-    """Its row may have an epoch that the checkpoint lacks, or may not be there yet; each epoch is in it once."""
+def test_resumed_training_adds_to_its_run(results: Path, store: str, is_delivered: bool) -> None:
+    """A resumed training adds to its run, delivered or not; an epoch after the checkpoint is there only once."""
     row = train([1, 2, 3], is_killed=True)
     if is_delivered:
         delivery.deliver_all(results)
-        assert [run.info.status for run in stored(store)] == ["RUNNING"]  # this process lives
+        assert [run.info.status for run in stored(store)] == ["RUNNING"]  # this process still runs
     assert train([3, 4], runs.Continued(row, after(1, 2))) == row
     assert delivery.deliver_all(results) == []
     (run,) = stored(store)
@@ -393,8 +391,8 @@ def test_a_training_that_goes_on_adds_to_its_row(results: Path, store: str, is_d
     assert "fingerprint" in run.data.tags
 
 
-def test_a_stopped_training_whose_row_is_gone_gets_a_whole_one(results: Path, store: str) -> None:
-    """Deleted in MLflow meanwhile: the new row has the epochs before the kill too."""
+def test_resumed_training_whose_run_was_deleted_gets_a_complete_one(results: Path, store: str) -> None:
+    """If the run of a stopped training was deleted in MLflow, the new run also has the epochs before the kill."""
     row = train([1, 2], is_killed=True)
     delivery.deliver_all(results)
     MlflowClient(store).delete_run(stored(store)[0].info.run_id)
@@ -404,16 +402,16 @@ def test_a_stopped_training_whose_row_is_gone_gets_a_whole_one(results: Path, st
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
 
 
-def test_a_stopped_training_that_was_not_tracked_gets_a_whole_row(results: Path, store: str) -> None:
-    """Tracking was off before the kill."""
+def test_resumed_training_that_was_not_tracked_gets_a_complete_run(results: Path, store: str) -> None:
+    """If tracking was off before the kill, the run of the resumed training has all epochs."""
     train([3], runs.Continued(None, after(1, 2)))
     delivery.deliver_all(results)
     (run,) = stored(store)
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
 
 
-def test_a_row_that_goes_on_is_running_and_is_not_closed_for_the_process_that_died(results: Path, store: str) -> None:
-    """KILLED, then RUNNING; what is found about its first process does not end it."""
+def test_resumed_run_is_not_closed_because_its_first_process_died(results: Path, store: str) -> None:
+    """A resumed run changes from KILLED to RUNNING, and its first, dead process does not close it again."""
     row = train([1, 2], is_killed=True)
     for journal in journals(results):
         journal.close()
@@ -428,10 +426,8 @@ def test_a_row_that_goes_on_is_running_and_is_not_closed_for_the_process_that_di
     assert run.data.tags["process.pid"] == str(os.getpid())
 
 
-def test_a_row_that_goes_on_waits_for_its_first_part_as_long_as_it_takes(
-    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The store is away at first: the delivery that follows the second part brings the first one by itself."""
+def test_resumed_run_waits_for_its_first_part(results: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage, delivery of a resumed training's journal first delivers the journal of its first part."""
     row = train([1, 2], is_killed=True)
     train([3], runs.Continued(row, after(1, 2)), is_killed=True)
     first, second = journals(results)
@@ -459,7 +455,7 @@ def test_a_row_that_goes_on_waits_for_its_first_part_as_long_as_it_takes(
 def test_a_run_that_another_clone_delivers_ends_as_its_journal_says(
     results: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Its process is gone, and its end arrives after a run of this clone has seen it RUNNING: it stays FINISHED."""
+    """A run whose end another clone delivers just after this clone saw it RUNNING stays FINISHED."""
     other = tmp_path / "other"
     shutil.copytree(results, other)
     monkeypatch.chdir(other)
@@ -493,7 +489,7 @@ def test_a_run_that_another_clone_delivers_ends_as_its_journal_says(
 
 
 def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> None:
-    """The next run sets a RUNNING row of this host whose process is gone to KILLED, at its last metric; no other."""
+    """The next run sets a RUNNING run of this host to KILLED if its process and journal are gone, and no other run."""
     client = MlflowClient(store)
     with runs.training_run(PARAMS, "cpu"):
         delivery.deliver_all(results)
@@ -504,7 +500,7 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     ids = {name: client.create_run(experiment, 1, tags=values).info.run_id for name, values in tags.items()}
     client.log_metric(ids["lost"], "valid/accuracy", 0.5, timestamp=76)
     client.log_metric(ids["lost"], "train/log_loss", 0.1, timestamp=77)
-    # Its journal is here and not delivered: only that knows how it ended.
+    # Its journal is here and undelivered; only the journal knows how the run ended.
     with Journal.create(results) as journal:
         journal.append(journals(results)[0].start() | {"owner": gone, "run": journal.id})
     ids["kept"] = client.create_run(experiment, 1, tags=gone | {"journal": journal.id}).info.run_id
@@ -516,8 +512,8 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     assert client.get_run(ids["lost"]).info.end_time == 77
 
 
-def test_code_that_goes_away_is_found_in_the_main_repository(tmp_path: Path) -> None:
-    """DVC deletes a temporary folder while the delivery of its run still imports modules, one folder after another."""
+def test_deleted_code_is_imported_from_the_main_repository(tmp_path: Path) -> None:
+    """If DVC deletes a temporary folder during delivery, later imports come from the main repository."""
     for name in ("temporary", "main"):
         shutil.copytree(PROJECT / "pipeline", tmp_path / name / "pipeline")
     script = (

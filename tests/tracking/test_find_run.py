@@ -1,4 +1,4 @@
-"""From a model file to the run that made it."""
+"""Finding the run that produced a model file."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers import small_params, stored
 def test_a_model_file_leads_to_its_runs(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its content, wherever the file lies; one that no run made is an error."""
+    """A model file is matched by content, wherever it is; a file that no run produced is an error."""
     runs.log_evaluation(small_params())
     delivery.deliver_all(results)
     copy = shutil.copy("models/autoencoder.safetensors", "taken home.safetensors")

@@ -1,4 +1,4 @@
-"""Journals: what a kill leaves of one can be read, and says the truth."""
+"""Journals: after a kill they can be read and are correct."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def begin(start: Event) -> Journal:
 
 
 def test_a_journal_appears_whole_or_not_at_all(tmp_dir: Path) -> None:
-    """Inside its block nobody sees it; after an error nothing of it is left."""
+    """A journal is invisible inside its block, and after an error nothing of it is left."""
     with Journal.create(tmp_dir) as journal:
         journal.append(START)
         assert journals(tmp_dir) == []
@@ -36,22 +36,22 @@ def test_a_journal_appears_whole_or_not_at_all(tmp_dir: Path) -> None:
 
 
 def test_journals_come_oldest_first_and_by_store(tmp_dir: Path) -> None:
-    """Delivery keeps the order; the journals of another store are not touched."""
+    """`journals` returns the oldest first, and only those of the given store."""
     made = [begin(START), begin(START | {"store": "there"}), begin(START)]
     assert [journal.id for journal in journals(tmp_dir)] == [journal.id for journal in made]
     assert [journal.id for journal in journals(tmp_dir, "there")] == [made[1].id]
 
 
 def test_an_event_has_the_time_at_which_it_was_written(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it brings its own."""
+    """An event gets the current time unless it has its own."""
     monkeypatch.setattr("pipeline.tracking.journal.now_ms", lambda: 1000)
     journal = begin(START)
     journal.append({"kind": "end", "time": 7})
     assert [event["time"] for event in journal.events()] == [1000, 7]
 
 
-def test_a_torn_line_is_passed_over(tmp_dir: Path) -> None:
-    """A kill in the middle of a line costs that line alone, and what is written after it counts."""
+def test_truncated_line_is_skipped(tmp_dir: Path) -> None:
+    """A truncated last line is skipped, and events appended after it are read."""
     journal = begin(GONE)
     journal.append({"kind": "metrics", "values": {"a": 1}, "step": 1})
     whole = (journal.folder / "events.jsonl").read_bytes()
@@ -63,7 +63,7 @@ def test_a_torn_line_is_passed_over(tmp_dir: Path) -> None:
 
 
 def test_a_damaged_journal_does_not_hide_the_others(tmp_dir: Path) -> None:
-    """One without a first line tells nothing, and stands in nobody's way."""
+    """A journal without a readable first event is skipped, and the others are found."""
     for content in (b"", b'{"kind": "sta'):
         (begin(START).folder / "events.jsonl").write_bytes(content)
     whole = begin(START)
@@ -71,7 +71,7 @@ def test_a_damaged_journal_does_not_hide_the_others(tmp_dir: Path) -> None:
 
 
 def test_the_journal_of_a_process_that_is_gone_ends_as_killed(tmp_dir: Path) -> None:
-    """At the time of its last event, once; a living one's is left alone, and so is one that has ended."""
+    """`settle` appends KILLED once, at the last event's time, unless the process runs or the run has ended."""
     alive = begin(START)
     alive.settle()
     assert not alive.has_ended()
@@ -89,7 +89,7 @@ def test_the_journal_of_a_process_that_is_gone_ends_as_killed(tmp_dir: Path) -> 
 
 
 def test_a_file_is_kept_as_it_was(tmp_dir: Path) -> None:
-    """DVC may delete or rewrite the original before it is delivered."""
+    """An artifact keeps its content when the original changes before delivery."""
     path = Path("model")
     path.write_text("first")
     journal = begin(START)
@@ -101,7 +101,7 @@ def test_a_file_is_kept_as_it_was(tmp_dir: Path) -> None:
 
 
 def test_state_is_replaced_at_once(tmp_dir: Path) -> None:
-    """Changing one value keeps the others; a half-written new state is not read."""
+    """`set_state` keeps the other values, and a truncated new state is not read."""
     journal = begin(START)
     journal.set_state(run_id="a", delivered=1)
     journal.set_state(delivered=2)
@@ -109,8 +109,8 @@ def test_state_is_replaced_at_once(tmp_dir: Path) -> None:
     assert journal.state() == {"run_id": "a", "delivered": 2, "last_step": 0, "asking_since": None}
 
 
-def test_a_request_that_is_out_can_be_seen(tmp_dir: Path) -> None:
-    """While the store is asked, and not after it has answered or failed."""
+def test_open_request_is_visible(tmp_dir: Path) -> None:
+    """`asking_since` is set while a request is open, and None after an answer or an error."""
     journal = begin(START)
     with journal.asking():
         assert journal.state()["asking_since"] is not None
@@ -125,15 +125,15 @@ def test_a_request_that_is_out_can_be_seen(tmp_dir: Path) -> None:
 
 
 def test_a_removed_journal_leaves_nothing(tmp_dir: Path) -> None:
-    """Neither its files nor its lock."""
+    """`remove` deletes the journal's files and its lock."""
     journal = begin(START)
     with journal.lock:
         journal.remove()
     assert os.listdir(tmp_dir / FOLDER) == []  # noqa: PTH208
 
 
-def test_an_errors_one_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kind and text on one line, cut, without what the environment or an address keeps secret."""
+def test_one_line_of_an_error_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`one_line` has the error's type and text, truncated, without secrets of the environment or of an address."""
     monkeypatch.setenv("SOME_TOKEN", "s3cret-token")
     text = one_line(OSError("cannot reach\n http://bob:hunter2@host with s3cret-token " + "x" * 500))
     assert text.startswith("OSError: cannot reach http://[removed]@host with [removed] x")

@@ -1,4 +1,4 @@
-"""Runs that are stopped: real processes, real signals, at moments that nobody chose."""
+"""Runs that are killed: real processes and real signals, at random moments."""
 
 import os
 import random
@@ -32,7 +32,7 @@ from tests.helpers import (
     write_results,
 )
 
-# So many that delivery, which gives way to the training, begins long before it ends.
+# Enough epochs for delivery, which runs at lower priority, to begin long before training ends.
 N_EPOCHS = 40
 
 TRAIN = """
@@ -48,13 +48,13 @@ with runs.training_run(load_params(), "cpu") as run:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A repository in which a row can be opened."""
+    """A repository in which a run can be started."""
     write_results(tmp_path / "repository", small_params())
     return tmp_path / "repository"
 
 
 def start(folder: Path, store: str, seconds: float = 600) -> "subprocess.Popen[str]":
-    """A process that has begun its run and logged an epoch."""
+    """Start a process, and wait until it has started a run and logged an epoch."""
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(seconds)],
         cwd=folder,
@@ -68,13 +68,13 @@ def start(folder: Path, store: str, seconds: float = 600) -> "subprocess.Popen[s
 
 
 def statuses(store: str) -> list[str]:
-    """The newest run's first."""
+    """Return the statuses of all runs, newest first."""
     return [row.info.status for row in stored(store)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, None)])
-def test_a_signal_leaves_a_killed_row(folder: Path, store: str, number: signal.Signals, code: int | None) -> None:
-    """SIGTERM and Ctrl-C close the row as KILLED, and the process ends as they want it to."""
+def test_signal_leaves_a_killed_run(folder: Path, store: str, number: signal.Signals, code: int | None) -> None:
+    """SIGTERM and Ctrl-C close the run as KILLED and end the process with an error; SIGTERM's exit code is 143."""
     process = start(folder, store)
     process.send_signal(number)
     process.wait(180)
@@ -83,8 +83,8 @@ def test_a_signal_leaves_a_killed_row(folder: Path, store: str, number: signal.S
     wait_until(lambda: statuses(store) == ["KILLED"])
 
 
-def test_a_run_killed_without_a_word_is_closed(folder: Path, store: str) -> None:
-    """After SIGKILL its delivery, which lives on, closes the row at the time of the last epoch."""
+def test_run_killed_by_sigkill_is_closed(folder: Path, store: str) -> None:
+    """After SIGKILL the run's delivery process, which survives, closes the run at the time of the last epoch."""
     process = start(folder, store)
     process.kill()
     wait_until(lambda: not journals(folder))
@@ -95,8 +95,8 @@ def test_a_run_killed_without_a_word_is_closed(folder: Path, store: str) -> None
     process.wait()
 
 
-def test_after_a_machine_went_down_the_next_run_closes_the_row(folder: Path, store: str) -> None:
-    """Nothing of the run is left but its journal: the next run on the host closes it, and spares one that lives."""
+def test_after_a_machine_crash_the_next_run_closes_the_lost_one(folder: Path, store: str) -> None:
+    """If only a run's journal is left, the next run on the host closes it, and leaves a live run alone."""
     alive = start(folder, store)
     lost = start(folder, store)
     wait_until(lambda: statuses(store) == ["RUNNING", "RUNNING"])
@@ -115,11 +115,14 @@ def test_after_a_machine_went_down_the_next_run_closes_the_row(folder: Path, sto
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_killed_at_any_moment_no_row_lies(
+def test_killed_at_any_moment_every_run_is_correct(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    """20 moments: SIGTERM or SIGKILL to the stage, to DVC's whole group or to all of it. No row is left RUNNING,
-    none is FINISHED without its results, no point is doubled, and the next run completes. Some go on in their row."""
+    """After SIGTERM or SIGKILL at 20 random moments, no run is left RUNNING or FINISHED without its results.
+
+    The signal goes to the stage, to DVC's process group, or to both and delivery. No metric is duplicated, some runs
+    are resumed, and the next run completes.
+    """
     seed = int(os.environ.get("KILL_SEED") or time.time())
     print(f"KILL_SEED={seed}")
     record_property("seed", seed)
@@ -139,14 +142,14 @@ def test_killed_at_any_moment_no_row_lies(
         print(number, moment, what.name, whom, flush=True)
         kill_once(here, moment, what, whom, choose)
         wait_until(lambda: not working_in(here, "pipeline.tracking.delivery"))
-        # A process that was killed while it wrote to the disk is gone a moment later.
+        # A process that is killed during a write to disk ends with a delay.
         wait_until(lambda: delivery.deliver_all(here) == [])
         check(here, before)
         earlier, newest = newest, rows(here)[0]
         n_killed += newest.info.status == "KILLED"
         went_on = newest.info.run_id == earlier.info.run_id and newest.data.metrics != earlier.data.metrics
         n_gone_on += earlier.info.status == "KILLED" and went_on
-    print(f"{n_killed} killed rows, {n_gone_on} gone on")
+    print(f"{n_killed} killed runs, {n_gone_on} resumed")
     assert n_killed >= 3
     assert n_gone_on >= 1
     run(here, "dvc", "repro")
@@ -157,10 +160,10 @@ def test_killed_at_any_moment_no_row_lies(
 
 
 def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: random.Random) -> None:
-    """Start DVC on one stage, and kill at a moment of the kind that is asked for."""
+    """Start DVC on one stage, and kill it at a random moment of the given kind."""
     stage = "evaluate" if moment == "evaluation" else "train"
     if stage == "evaluate":
-        # It needs what a training leaves, of which earlier kills may have left nothing.
+        # evaluate needs the outputs of train, which earlier kills may have removed.
         run(here, "dvc", "repro", "train")
         wait_until(lambda: not working_in(here, "pipeline.tracking.delivery"))
     old = {journal.id for journal in journals(here)}
@@ -202,12 +205,12 @@ def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: 
             continue
     dvc.wait(120)
     wait_until(lambda: not working_in(here, module))
-    mend_torn_locks(here)  # other locks DVC takes over itself
+    mend_torn_locks(here)  # DVC recovers from its other stale locks itself
     assert (here / "dvc.lock").is_file()
 
 
 def is_sending(journal: Journal, n_requests: int) -> bool:
-    """Whether a request is out, or delivery has come that far."""
+    """Return whether a request is open and enough events are delivered, or the whole journal is."""
     try:
         state = journal.state()
     except FileNotFoundError:
@@ -223,7 +226,7 @@ def group_of(process: psutil.Process) -> int | None:
 
 
 def check(here: Path, before: set[str]) -> None:
-    """What must hold of the rows after every kill."""
+    """Check what must hold for the runs after every kill."""
     client = MlflowClient(f"sqlite:///{here}/mlflow.db")
     for row in rows(here):
         if row.info.run_id in before:

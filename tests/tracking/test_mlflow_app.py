@@ -1,4 +1,4 @@
-"""Who reaches MLflow through `make ui` and `make server`, and what."""
+"""Access to MLflow through `make ui` and `make server`."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ async def mlflow(scope: Any, receive: Any, send: Any) -> None:
 
 
 def ask(guard: Guard, path: str, query: str = "", cookie: str = "") -> tuple[int, dict[bytes, bytes]]:
-    """Status and headers of the answer."""
+    """Send a request; return the status and headers of the response."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -31,7 +31,7 @@ def ask(guard: Guard, path: str, query: str = "", cookie: str = "") -> tuple[int
 
 
 def test_only_the_token_opens_the_pages() -> None:
-    """In the address it is exchanged for a cookie; any other is refused, and whether the server is up is no secret."""
+    """Only the right token opens the pages; in the address it sets a cookie. `/health` needs no token."""
     guard = Guard(mlflow, "right")
     assert [ask(guard, "/", query)[0] for query in ("", "token=", "token=wrong")] == [403, 403, 403]
     assert ask(guard, "/api/2.0/mlflow/runs/search", cookie="mlflow-5000=wrong")[0] == 403
@@ -45,7 +45,7 @@ def test_only_the_token_opens_the_pages() -> None:
 
 @pytest.mark.parametrize("token", [None, "right"])
 def test_nobody_reaches_the_assistant(token: str | None) -> None:
-    """It would run shell commands as the server's user."""
+    """The assistant, which runs shell commands as the server's user, is blocked with and without a token."""
     guard = Guard(mlflow, token)
     for path in (ASSISTANT, f"{ASSISTANT}/config", f"{ASSISTANT}/message"):
         assert ask(guard, path, cookie="mlflow-5000=right")[0] == 404
@@ -66,8 +66,10 @@ print(json.dumps([client.post(create, json=body).status_code for body in asked])
 
 
 def test_a_teams_experiments_keep_their_artifacts_with_the_server(store: str) -> None:
-    """On MLflow's own application: a folder that a client names is refused, where it would be written by the server.
-    So it is in each spelling that MLflow reads; what is malformed MLflow answers itself."""
+    """On MLflow's own application, a local artifact folder from a client is refused, because the server would write it.
+
+    This holds for each spelling that MLflow accepts. MLflow itself answers malformed requests.
+    """
     with python_path() as variable:
         settings = {"_MLFLOW_SERVER_FILE_STORE": store, "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/"}
         done = subprocess.run(
@@ -80,7 +82,7 @@ def test_a_teams_experiments_keep_their_artifacts_with_the_server(store: str) ->
 
 
 def test_mlflow_finds_the_applications() -> None:
-    """By the entry points that only its process sees."""
+    """MLflow finds the applications through entry points that only its process sees."""
     find = "from mlflow.server import _find_app; print(_find_app('with-token'))"
     with python_path() as variable:
         assert os.environ.get("PYTHONPATH", "") in variable["PYTHONPATH"]

@@ -1,4 +1,4 @@
-"""Tracking servers that are absent, hang, fail or die: training does not care, and nothing is lost."""
+"""Tracking servers that are absent, hang, fail or die: training is unaffected, and nothing is lost."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ import json, sys, time
 from pipeline.tracking import delivery, runs
 from pipeline.params import load_params
 params = load_params()
-delivery.ANSWER_SECONDS = delivery.PATIENCE_SECONDS = 60.0  # a slow machine's server is no outage
+delivery.ANSWER_SECONDS = delivery.PATIENCE_SECONDS = 60.0  # a slow machine's server is not an outage
 with runs.training_run(params, "cpu") as run:
     for epoch in range(1, 41):
         time.sleep(float(sys.argv[1]))
@@ -48,7 +48,7 @@ runs.log_evaluation(params)
 
 @pytest.fixture
 def server(tmp_path: Path, empty_store: Path) -> Iterator[TrackingServer]:
-    """Not started yet."""
+    """A tracking server that is not started yet."""
     server = TrackingServer(tmp_path / "server", empty_store)
     yield server
     server.kill()
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, address: str, seconds_per_epoch: float = 0.02) -> "subprocess.Popen[str]":
-    """A training of 40 epochs with its evaluation."""
+    """Start a training of 40 epochs with its evaluation."""
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(seconds_per_epoch)],
         cwd=folder,
@@ -73,12 +73,12 @@ def start(folder: Path, address: str, seconds_per_epoch: float = 0.02) -> "subpr
 
 
 def sync(folder: Path, address: str) -> None:
-    # Not a whole DVC pipeline, so that sync has the journals to deliver and nothing else.
+    # The folder is not a complete DVC pipeline, so sync only delivers journals.
     run(folder, "pipeline.tracking.sync", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
 
 
 def check_row(server: TrackingServer, printed: str) -> None:
-    """One row that is what an undisturbed run leaves: every point once with the journal's time, complete, FINISHED."""
+    """Check that the only run is as if undisturbed: FINISHED, complete, every metric once with its event's time."""
     events = json.loads(printed)
     (row,) = stored(server.database)
     assert row.info.status == "FINISHED"
@@ -99,10 +99,10 @@ def check_row(server: TrackingServer, printed: str) -> None:
 
 
 def test_a_server_that_dies_in_mid_run_and_comes_back(folder: Path, server: TrackingServer) -> None:
-    """Delivery goes on by itself once the server is back; one warning, one row, every point once."""
+    """Delivery resumes by itself once the server is back, with one warning, one run and every metric once."""
     started = time.monotonic()
     server.start()
-    # The training must outlast the second start, however slow the machine: it has 40 epochs.
+    # The 40 epochs must take longer than the server's second start, also on a slow machine.
     process = start(folder, server.address, seconds_per_epoch=max(0.6, (time.monotonic() - started) / 10))
     wait_until(lambda: journals(folder) and journals(folder)[0].state()["delivered"] > 8)
     server.kill()
@@ -112,13 +112,13 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(folder: Path, server: Trac
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert errors.count("warning:") == 1
-    assert "MLflow cannot be reached; the run goes on" in errors
+    assert "MLflow cannot be reached; training continues" in errors
     wait_until(lambda: not journals(folder))
     check_row(server, output)
 
 
-def test_a_server_that_dies_for_good_is_caught_up_with_later(folder: Path, server: TrackingServer) -> None:
-    """What it missed waits in the journals; the evaluation that came during the outage joins its training's row."""
+def test_sync_delivers_what_a_dead_server_missed(folder: Path, server: TrackingServer) -> None:
+    """`make sync` delivers what waits in the journals; an evaluation during the outage joins its training's run."""
     server.start()
     process = start(folder, server.address, seconds_per_epoch=0.2)
     wait_until(lambda: journals(folder) and journals(folder)[0].state()["delivered"] > 8)
@@ -137,7 +137,7 @@ def test_a_server_that_dies_for_good_is_caught_up_with_later(folder: Path, serve
 
 
 def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: TrackingServer) -> None:
-    """Without a command: the run after the outage brings the one before it along."""
+    """The run after an outage also delivers the run before it, without a command."""
     process = start(folder, server.address)
     output, _ = process.communicate(timeout=600)
     wait_until(lambda: not working_in(folder, "pipeline.tracking.delivery"))
@@ -153,20 +153,21 @@ def test_the_next_run_delivers_what_an_outage_kept_back(folder: Path, server: Tr
 
 
 @pytest.mark.alone
-def test_an_outage_costs_less_than_five_seconds_and_no_byte(
+def test_outage_costs_less_than_five_seconds_and_changes_no_byte(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train and evaluate next to a server that is absent, hangs or fails, compared with the same without tracking.
+    """With a server that is absent, hangs or fails, training and evaluation take less than 5 s longer than without.
 
-    The cost of each trouble is the lower of two rounds; a round runs everything once, so that a machine that is
-    busy for a while slows all of them. What the runs without tracking differ by is noise, which the bound allows for.
+    The baseline is the same without tracking. The cost of each failure is the lower of two rounds. A round runs
+    everything once, so that a busy machine slows all of them. The bound allows for noise: the difference between the
+    baselines.
     """
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
     monkeypatch.chdir(here)
     outs = [here / path for stage in ("train", "evaluate") for path in dvcfiles.declared(stage)["outs"]]
 
     def run_both(tracking: str, address: str = "") -> tuple[float, str, dict[Path, bytes]]:
-        """The seconds that it took, what it said to stderr, and what it wrote."""
+        """Run both stages. Return the duration in seconds, stderr and the outputs."""
 
         def run_stage(stage: str) -> "subprocess.CompletedProcess[str]":
             return run(here, f"pipeline.{stage}", PIPELINE_TRACKING=tracking, MLFLOW_TRACKING_URI=address)
@@ -195,16 +196,19 @@ def test_an_outage_costs_less_than_five_seconds_and_no_byte(
                 assert len(journals(here)) == 2  # nothing was lost
                 shutil.rmtree(here / FOLDER)
     print({trouble: [round(seconds, 1) for seconds in more] for trouble, more in costs.items()})
-    # Where nothing else runs the two stages take some ten seconds; a machine on which they take longer gets more.
+    # On an idle machine the two stages take some ten seconds; the bound grows with slower ones.
     slowness = max(1.0, min(baselines) / 10)
     assert max(map(min, costs.values())) < 5 * slowness + max(baselines) - min(baselines)
-    # Nothing went to the repository's own store, to which the journals do not belong.
+    # The journals are not for the repository's own store, so nothing was delivered to it.
     assert len(rows(here)) == len(rows(project))
 
 
 def test_a_password_is_written_nowhere(folder: Path, server: TrackingServer) -> None:
-    """One in the tracking address and one in the environment: neither in the database, artifacts, logs, journals,
-    the diff of changed code, nor in what is printed, whether the server answers or not."""
+    """Passwords in the tracking address and in the environment are stored and printed nowhere.
+
+    Checked are database, artifacts, logs, journals, the diff of changed code and the output, with and without a
+    server.
+    """
     in_address, in_environment = "correct-horse-7", "battery-staple-9"
     secrets = [in_address.encode(), in_environment.encode()]
     address = f"http://bob:{in_address}@127.0.0.1:{server.port}"

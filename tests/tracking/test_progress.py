@@ -1,4 +1,4 @@
-"""What is shown while the model trains and while a sweep runs, on a real terminal and in a log."""
+"""Progress display of training and of a sweep, on a real terminal and in a log."""
 
 import os
 import pty
@@ -26,11 +26,11 @@ for epoch in (1, 2, 3):
 
 
 def on_a_terminal(code: str = EPOCHS, **changes: str) -> str:
-    """All that a real terminal receives."""
+    """Run code on a real terminal and return all that it receives."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     settings = environment(**changes)
-    settings.pop("COLUMNS", None)  # it counts before the terminal's own width
+    settings.pop("COLUMNS", None)  # it would override the terminal's width
     with subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=PROJECT,
@@ -44,7 +44,7 @@ def on_a_terminal(code: str = EPOCHS, **changes: str) -> str:
         try:
             while chunk := os.read(ours, 4096):
                 received += chunk
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             pass
     os.close(ours)
     return received.decode()
@@ -63,7 +63,7 @@ def in_a_log(**changes: str) -> str:
 
 
 def test_a_terminal_gets_a_bar_for_each_epoch() -> None:
-    """The bar shows the epoch, the losses and images per second."""
+    """A terminal gets a bar per epoch, with the epoch, the losses and images per second."""
     shown = on_a_terminal()
     for epoch in (1, 2, 3):
         assert f"epoch {epoch}/3: 100%" in shown
@@ -72,28 +72,28 @@ def test_a_terminal_gets_a_bar_for_each_epoch() -> None:
 
 
 def test_a_log_gets_a_plain_line_now_and_then() -> None:
-    """The first and the last epoch have a line, those that follow within seconds have none; no bar."""
+    """A log gets a line for the first and the last epoch, none for epochs within seconds, and no bar."""
     lines = in_a_log().splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 1/3", "epoch 3/3"]
     assert lines[0] == "epoch 1/3: train MSE 0.05000, valid MSE 0.04000, 400 images/s"
 
 
 def test_quiet_is_quiet() -> None:
-    """PIPELINE_VERBOSE=0 shows nothing on either."""
+    """PIPELINE_VERBOSE=0 shows nothing, on a terminal or in a log."""
     assert in_a_log(PIPELINE_VERBOSE="0") == ""
     assert on_a_terminal(PIPELINE_VERBOSE="0") == ""
 
 
 def test_digits_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run on digits says so with the command that goes back; a run on MNIST says nothing."""
+    """A run on digits prints the command that switches to MNIST; a run on MNIST prints nothing."""
     announce_data(small_params())
     assert "to go back to MNIST: dvc exp run -S data.dataset=mnist" in capsys.readouterr().out
     announce_data(small_params(data__dataset="mnist"))
     assert capsys.readouterr().out == ""
 
 
-def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Done, failed, and the time left after what points took so far and how many run at once."""
+def test_sweep_reports_its_progress(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A sweep reports done and failed trials, and the time left from their durations and the number of jobs."""
     progress = SweepProgress(n_points=18, jobs=2, n_done=8)
     log = tmp_path / "b.log"
     running = [Running("digits k=4 seed=0", log, time.monotonic() - 30)]
@@ -109,10 +109,10 @@ def test_a_sweep_says_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path
     )
 
 
-def test_a_sweep_shows_the_running_points_before_one_has_ended(
+def test_sweep_shows_its_running_trials(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their epochs, a log, and the time left by the epochs; in a log at once, then a line a minute at most."""
+    """Running trials are shown with epochs, time left and their log; in a log at once, then at most once a minute."""
     progress = SweepProgress(n_points=3, jobs=1)
     log = tmp_path / "k-2.log"
     log.write_text("Running stage 'train'\n")
@@ -146,8 +146,8 @@ progress.on_end("k=2", PointResult(0.1, 0.2, ('valid MSE', 'test MSE')), log, 1,
 """
 
 
-def test_a_terminal_has_one_line_of_a_sweep_that_changes() -> None:
-    """It is written over in place, cut to the terminal's width, and gives way to the line of a point that ended."""
+def test_terminal_updates_one_line_for_a_sweep() -> None:
+    """On a terminal one line is updated in place, cut to the width, and replaced by the line of a finished trial."""
     shown = on_a_terminal(SWEEP)
     clear = "\r\x1b[K"
     first, second, end = shown.split(clear)[1:]
@@ -160,7 +160,7 @@ def test_a_terminal_has_one_line_of_a_sweep_that_changes() -> None:
 def test_a_stage_reports_what_it_does_unless_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, or none with PIPELINE_VERBOSE=0."""
+    """`report` prints one line, or nothing with PIPELINE_VERBOSE=0."""
     monkeypatch.delenv("PIPELINE_VERBOSE", raising=False)
     report("drawing")
     assert capsys.readouterr().out == "drawing\n"

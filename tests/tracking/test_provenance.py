@@ -1,4 +1,4 @@
-"""Where a run says it comes from."""
+"""The origin that a run records."""
 
 import shutil
 from pathlib import Path
@@ -27,14 +27,14 @@ def repository(tmp_dir: Path) -> Path:
 
 
 def test_a_clean_commit(repository: Path) -> None:
-    """The commit, and not dirty."""
+    """A clean workspace gives the tag of its commit, and is not dirty."""
     tags = provenance.tags()
     assert tags[COMMIT] == git(repository, "rev-parse", "HEAD").strip()
     assert tags[DIRTY] == "false"
 
 
-def test_what_dvc_and_experiments_change_is_not_dirt(repository: Path) -> None:
-    """Parameters, dvc.lock and deleted outs are the run's own doing; untracked files do not matter."""
+def test_changes_by_dvc_and_experiments_are_not_dirty(repository: Path) -> None:
+    """Changed parameters and dvc.lock, deleted outputs and untracked files do not make a run dirty."""
     (repository / "params.yaml").write_text("changed")
     (repository / "dvc.lock").write_text("changed")
     (repository / "reports/train.json").unlink()
@@ -42,16 +42,16 @@ def test_what_dvc_and_experiments_change_is_not_dirt(repository: Path) -> None:
     assert provenance.tags()[DIRTY] == "false"
 
 
-def test_changed_code_is_dirt(repository: Path) -> None:
-    """A tracked file that differs from the commit makes the run dirty, staged or not."""
+def test_changed_code_is_dirty(repository: Path) -> None:
+    """A tracked file that differs from the commit makes a run dirty, staged or not."""
     (repository / "module.py").write_text("changed")
     assert provenance.tags()[DIRTY] == "true"
     git(repository, "add", "module.py")
     assert provenance.tags()[DIRTY] == "true"
 
 
-def test_python_that_git_does_not_know_is_dirt(repository: Path) -> None:
-    """A new module runs like the others; what git ignores does not matter."""
+def test_untracked_python_is_dirty(repository: Path) -> None:
+    """An untracked Python file makes a run dirty, an ignored one does not."""
     (repository / ".gitignore").write_text("ignored.py\n")
     (repository / "ignored.py").write_text("x = 1\n")
     assert provenance.tags()[DIRTY] == "false"
@@ -61,7 +61,7 @@ def test_python_that_git_does_not_know_is_dirt(repository: Path) -> None:
 
 
 def test_the_diff_shows_changed_and_new_code(repository: Path) -> None:
-    """Against the commit, without results; a clean commit has none, and a long one says that it is cut."""
+    """The diff has changed and new code but no results, is empty for a clean commit, and states if it is cut."""
     assert provenance.diff_of_code() == ""
     (repository / "params.yaml").write_text("changed")
     (repository / "module.py").write_text("changed\n")
@@ -79,7 +79,7 @@ def test_the_diff_shows_changed_and_new_code(repository: Path) -> None:
 
 
 def test_a_users_own_settings_of_git_do_not_change_the_diff(repository: Path) -> None:
-    """Neither a program that shows differences in its own way, nor colours."""
+    """External diff programs and colours in a user's git configuration do not change the diff."""
     git(repository, "config", "diff.external", "echo shown by another program #")
     git(repository, "config", "color.ui", "always")
     (repository / "module.py").write_text("changed\n")
@@ -89,7 +89,7 @@ def test_a_users_own_settings_of_git_do_not_change_the_diff(repository: Path) ->
 
 
 def test_the_diff_holds_no_secret(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one that looks like one nor one of the environment."""
+    """The diff has no secret, whether recognised by its form or from the environment."""
     monkeypatch.setenv("DEPLOY_TOKEN", "plain word")
     (repository / "module.py").write_text('password = "hunter2hunter2"\nx = "plain word"\ny = 1\n')
     diff = provenance.diff_of_code()
@@ -99,7 +99,7 @@ def test_the_diff_holds_no_secret(repository: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_experiments_are_found_by_name(repository: Path) -> None:
-    """DVC keeps them under refs/exps/<2>/<38>/, beside refs of other kinds."""
+    """Experiments are found under refs/exps/<2>/<38>/, and DVC's other refs are ignored."""
     commit = git(repository, "rev-parse", "HEAD").strip()
     git(repository, "update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/tangy-keys", commit)
     git(repository, "update-ref", "refs/exps/exec/EXEC_HEAD", commit)
@@ -109,7 +109,7 @@ def test_experiments_are_found_by_name(repository: Path) -> None:
 
 
 def test_the_dvc_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under `dvc exp run` the experiment's name and baseline are tags."""
+    """Under `dvc exp run` the tags have the experiment's name and baseline."""
     monkeypatch.setenv("DVC_EXP_NAME", "tangy-keys")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
     tags = provenance.tags()
@@ -117,7 +117,7 @@ def test_the_dvc_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_numbers_of_a_commits_lock_are_as_dvc_wrote_them(repository: Path) -> None:
-    """DVC writes 1e-05, which PyYAML alone takes for text."""
+    """A commit's dvc.lock is read with 1e-05 as a number; plain PyYAML would read text."""
     (repository / "dvc.lock").write_text("stages: {train: {params: {params.yaml: {train: {lr: 1e-05}}}}}\n")
     git(repository, "add", "dvc.lock")
     git(repository, "commit", "-q", "-m", "small rate")
@@ -126,7 +126,7 @@ def test_numbers_of_a_commits_lock_are_as_dvc_wrote_them(repository: Path) -> No
 
 
 def test_the_user_is_the_login_name(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the account on a tracking server; a user without a name, as in some containers, has no tag."""
+    """The user tag is the login name, not the account on a tracking server; a nameless user has no tag."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "account")
     monkeypatch.setenv("LOGNAME", "bob")
     assert provenance.tags()["mlflow.user"] == "bob"
@@ -139,7 +139,7 @@ def test_the_user_is_the_login_name(repository: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_git_there_are_fewer_tags(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that is no repository is no reason to fail."""
+    """Outside a git repository some tags are missing, and nothing fails."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_dir.parent))
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     assert COMMIT not in provenance.tags()

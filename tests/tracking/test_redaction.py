@@ -1,4 +1,4 @@
-"""What is kept out of messages and diffs."""
+"""Secrets are removed from messages and diffs."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.helpers import PROJECT, files_with, run, small_params
 
 
 def test_an_address_loses_its_credentials() -> None:
-    """User and password go, host and path stay."""
+    """User and password are removed from an address; host and path stay."""
     assert redact("at http://bob:pa55@host:5000/x and postgresql://ann:b@db/m") == (
         "at http://[removed]@host:5000/x and postgresql://[removed]@db/m"
     )
@@ -37,19 +37,19 @@ def test_an_address_loses_its_credentials() -> None:
     ],
 )
 def test_the_environments_secrets_are_removed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Values of variables whose names say that they are secret, wherever they stand."""
+    """Values of variables with secret-sounding names are removed wherever they occur."""
     monkeypatch.setenv(name, "correct-horse")
     assert redact("a correct-horse b") == "a [removed] b"
 
 
 def test_a_password_in_an_address_of_the_environment_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it stands alone, and as it reads once decoded."""
+    """A password from an address in the environment is removed, also without the address and when URL-decoded."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:horse%40staple@host")
     assert redact("horse%40staple and horse@staple") == "[removed] and [removed]"
 
 
 def test_harmless_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that only sounds alike, and values too short to be told from other text."""
+    """Variables with similar names, ordinary settings and very short values are not removed."""
     for name in (
         "KEYBOARD",
         "MONKEY",
@@ -74,7 +74,7 @@ def test_harmless_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shortest_secret_has_four_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a variable, and as a password in an address there."""
+    """Secrets of four characters are removed, shorter ones are not, in a variable and in an address there."""
     monkeypatch.setenv("MY_KEY", "abcd")
     monkeypatch.setenv("ANY_ADDRESS", "redis://bob:e/f#@host/0")
     assert redact("abcd e/f# e/f") == "[removed] [removed] e/f"
@@ -107,14 +107,14 @@ def test_the_shortest_secret_has_four_characters(monkeypatch: pytest.MonkeyPatch
         "psql --password={}",
     ],
 )
-def test_a_password_is_known_by_what_stands_around_it(text: str) -> None:
-    """In headers, arguments and connection strings, of messages and of diffs."""
+def test_password_is_recognised_by_its_context(text: str) -> None:
+    """Passwords in headers, arguments and connection strings are removed, from messages and from diffs."""
     assert redact(text.format("horse7+staple")) == text.format("[removed]")
     assert "horse" not in redact_diff(f"+{text.format('horse7+staple')}\n")
 
 
 def test_a_password_in_any_variables_connection_string_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it stands without the rest."""
+    """A password from a connection string in any variable is removed, also where it occurs by itself."""
     monkeypatch.setenv("DATABASE", "Server=db;Password=horse7;User Id=bob")
     assert redact("a horse7 b") == "a [removed] b"
 
@@ -122,7 +122,7 @@ def test_a_password_in_any_variables_connection_string_is_removed(monkeypatch: p
 def test_a_password_with_special_characters_reaches_neither_journal_nor_terminal(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`/`, `#` and `?` are valid in a database's address."""
+    """A database password with `/`, `#` and `?` is in no journal and no output."""
     address = "postgresql://bob:horse/staple#battery?7@127.0.0.1:1/runs"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     (results / "notes.py").write_text(f"engine = create_engine({address!r})\n")
@@ -146,22 +146,22 @@ SECRET_LINES = [
 ]
 
 
-# pytest puts a test's id into the environment.
+# pytest puts a test's id into the environment, so the ids must not contain the secrets.
 @pytest.mark.parametrize("line", SECRET_LINES, ids=range(len(SECRET_LINES)))
 def test_a_line_of_a_diff_that_holds_a_secret_is_removed(line: str) -> None:
-    """Added, removed or unchanged; the lines around it stay."""
+    """An added, removed or unchanged line with a secret is replaced; the lines around it stay."""
     for sign in "+- ":
         assert redact_diff(f"+before\n{sign}{line}\n+after\n") == f"+before\n{sign}[removed]\n+after\n"
 
 
 def test_a_private_key_is_removed_from_its_beginning_to_its_end() -> None:
-    """Its lines look like nothing in particular."""
+    """All lines of a private key are replaced, although they do not look like secrets."""
     key = "+-----BEGIN PRIVATE KEY-----\n+MIIEvQ\n+abc\n+-----END PRIVATE KEY-----\n"
     assert redact_diff(f"{key}+x = 1\n") == "+[removed]\n" * 4 + "+x = 1\n"
 
 
 def test_ordinary_code_stays() -> None:
-    """A diff without secrets is kept letter by letter."""
+    """A diff without secrets is unchanged."""
     diff = "diff --git a/m.py b/m.py\n@@ -1 +1 @@\n-x = 1\n+y = fingerprint(params)  # key by key\n"
     diff += (
         "+pat = re.compile(x)\n+auth = None\n+# basic authentication of users\n+compat=True\n+def authenticate(x, y):\n"
@@ -181,8 +181,8 @@ def test_ordinary_code_stays() -> None:
         "PWD=/home/bob OLDPWD=/home n_tokens=4096 key=value cache-key: digits",
     ],
 )
-def test_what_only_speaks_of_secrets_stays(text: str) -> None:
-    """Prose, placeholders, names of variables, calls."""
+def test_text_that_only_mentions_secrets_stays(text: str) -> None:
+    """Prose, placeholders, variable names and calls are unchanged."""
     assert redact(text) == text
 
 
@@ -194,8 +194,8 @@ def test_what_only_speaks_of_secrets_stays(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("start", ["", "auth", "x://:"])
-def test_long_texts_take_no_long_time(start: str, piece: str) -> None:
-    """200 kB, whatever they are made of; the time grows with the length, not its square."""
+def test_time_is_linear_in_the_length(start: str, piece: str) -> None:
+    """Any text of 200 kB takes less than 2 s: the time is linear in the length, not quadratic."""
     text = start + piece * (200_000 // len(piece))
     began = time.process_time()
     redact(text)

@@ -1,4 +1,4 @@
-"""MLflow rows in a real sqlite store, read back through MlflowClient."""
+"""MLflow runs in a real sqlite store, read back through MlflowClient."""
 
 import json
 from pathlib import Path
@@ -24,12 +24,12 @@ PARAMS = small_params()
 
 @pytest.fixture(scope="module")
 def row(project: Path) -> Run:
-    """The row of the one pipeline run that the tests share."""
+    """The MLflow run of the pipeline execution that the tests share."""
     return rows(project)[-1]
 
 
-def test_one_row_holds_parameters_metrics_and_status(project: Path, row: Run) -> None:
-    """All parameters, the metrics of training and test, FINISHED, and a name that tells rows apart."""
+def test_run_has_parameters_metrics_and_status(project: Path, row: Run) -> None:
+    """A run has all parameters, the metrics of training and test, FINISHED, and a distinctive name."""
     assert row.info.status == "FINISHED"
     assert row.info.run_name == "digits k=2 seed=0 n_layers=2 n_epochs=2 batch_size=64 manifold_size=5"
     assert row.data.params == {key: str(value) for key, value in PARAMS.flat().items()}
@@ -40,7 +40,7 @@ def test_one_row_holds_parameters_metrics_and_status(project: Path, row: Run) ->
 
 
 def test_metrics_equal_the_files(project: Path, row: Run) -> None:
-    """MLflow mirrors history.csv epoch by epoch, and every number of the JSON files."""
+    """Metrics equal history.csv, epoch by epoch, and every number of the JSON files."""
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     history = pd.read_csv(project / "reports/history.csv")
     for column, name in (("train_mse", "train/mse"), ("valid_mse", "valid/mse"), ("grad_norm", "train/grad_norm")):
@@ -53,7 +53,7 @@ def test_metrics_equal_the_files(project: Path, row: Run) -> None:
 
 
 def test_artifacts(project: Path, row: Run) -> None:
-    """Parameters, weights, history, metrics, figures and the hashes of what the stages read."""
+    """The artifacts are parameters, weights, history, metrics, figures and the hashes of the stages' dependencies."""
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     found = artifacts(client, row.info.run_id)
     assert found == {
@@ -72,7 +72,7 @@ def test_artifacts(project: Path, row: Run) -> None:
 
 
 def test_inputs_are_the_data_and_hashes_that_dvc_records(project: Path, row: Run) -> None:
-    """The data sets carry DVC's hashes; inputs/<stage>.json has those of everything a stage read."""
+    """Data sets have DVC's hashes, and inputs/<stage>.json has those of all files that a stage read."""
     lock = (project / "dvc.lock").read_text()
     assert row.inputs is not None
     contexts = {entry.tags[0].value: entry.dataset for entry in row.inputs.dataset_inputs}
@@ -84,14 +84,14 @@ def test_inputs_are_the_data_and_hashes_that_dvc_records(project: Path, row: Run
     assert all(digest in lock for digest in [*hashes.values(), contexts["train"].digest])
 
 
-def test_the_row_names_its_commit(project: Path, row: Run) -> None:
-    """The commit of the code; changed parameters and outs do not make it dirty."""
+def test_run_records_its_commit(project: Path, row: Run) -> None:
+    """A run has the commit of its code, and is not dirty because of changed parameters and outputs."""
     assert row.data.tags["mlflow.source.git.commit"] == git(project, "rev-parse", "HEAD").strip()
     assert row.data.tags["mlflow.source.git.dirty"] == "false"
 
 
 def test_the_model_in_mlflows_format(project: Path, row: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """load_model gives the same reconstructions for any batch, without pickle; the registry takes it."""
+    """The model in MLflow's format gives equal outputs for any batch size, needs no pickle, and can be registered."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     assert row.outputs is not None
@@ -105,8 +105,8 @@ def test_the_model_in_mlflows_format(project: Path, row: Run, monkeypatch: pytes
     assert mlflow.register_model(f"models:/{model_id}", "autoencoder").version == 1
 
 
-def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) -> None:
-    """DVC skips evaluate then; the new row has its test metrics and figures all the same."""
+def test_training_again_to_the_same_bytes_gives_a_complete_run(project: Path) -> None:
+    """If training gives the same bytes, DVC skips evaluate; the new run still has test metrics and figures."""
     before = rows(project)
     path = project / "pipeline/autoencoder/trainer.py"
     text, lock = path.read_text(), (project / "dvc.lock").read_text()
@@ -131,8 +131,8 @@ def test_training_again_to_the_same_bytes_gives_a_complete_row(project: Path) ->
 
 
 @pytest.mark.slow
-def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> None:
-    """Training again to bytes that were evaluated earlier: evaluate runs rather than come from DVC's cache."""
+def test_run_is_completed_even_if_dvc_knows_the_result(project: Path) -> None:
+    """If training gives bytes that were evaluated before, evaluate still runs instead of coming from DVC's cache."""
     trainer = "pipeline/autoencoder/trainer.py"
     files = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock", trainer)}
     reports = {path: path.read_bytes() for path in (project / "reports").rglob("*") if path.is_file()}
@@ -151,11 +151,11 @@ def test_a_row_is_completed_also_where_dvc_knows_the_result(project: Path) -> No
     run(project, "dvc", "checkout")
 
 
-# From here on without DVC: a folder with the files that the functions mirror, delivered when the test says so.
+# From here on without DVC: a folder with the outputs. Tests call delivery explicitly.
 
 
-def test_evaluation_without_a_row_makes_one_from_the_files(results: Path, store: str) -> None:
-    """A new store gets a row replayed from params, history and metrics, with its model; a second time adds nothing."""
+def test_evaluation_without_a_run_creates_one_from_the_files(results: Path, store: str) -> None:
+    """A new store gets a run from params, history and metrics, with its model; a second evaluation adds nothing."""
     runs.log_evaluation(PARAMS)
     assert delivery.deliver_all(results) == []
     (replayed,) = stored(store)
@@ -173,8 +173,8 @@ def test_evaluation_without_a_row_makes_one_from_the_files(results: Path, store:
     assert not journals(results)
 
 
-def test_evaluation_joins_the_row_of_its_training(results: Path, store: str) -> None:
-    """Going back to earlier parameters and weights leads to their row; others get one of their own."""
+def test_evaluation_joins_the_run_of_its_training(results: Path, store: str) -> None:
+    """An evaluation of earlier parameters and weights finds their run; other parameters get a separate run."""
     with runs.training_run(PARAMS, "cpu") as first:
         first.log_training_outputs(PARAMS)
     runs.log_evaluation(PARAMS)
@@ -189,8 +189,8 @@ def test_evaluation_joins_the_row_of_its_training(results: Path, store: str) -> 
     assert ["replayed" in row.data.tags for row in found] == [True, False]
 
 
-def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: Path, store: str) -> None:
-    """Equal parameters and weights are one row, which shows the newest evaluation."""
+def test_evaluating_the_same_weights_with_other_code_updates_their_run(results: Path, store: str) -> None:
+    """Equal parameters and weights are one run, which has the newest evaluation."""
     runs.log_evaluation(PARAMS)
     delivery.deliver_all(results)
     Path("reports/evaluate.json").write_text('{"test": {"mse": 0.03}}')
@@ -202,7 +202,7 @@ def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: 
     assert [point.value for point in client.get_metric_history(row.info.run_id, "test/mse")] == [0.04, 0.03]
     figure = client.download_artifacts(row.info.run_id, "reports/figures/latent.png")
     assert Path(figure).read_bytes() == b"redrawn"
-    # Figures that change and numbers that do not: no metric gets a second point.
+    # Only figures change: no metric gets a second value.
     Path("reports/figures/latent.png").write_bytes(b"redrawn again")
     runs.log_evaluation(PARAMS)
     delivery.deliver_all(results)
@@ -213,8 +213,10 @@ def test_evaluating_the_same_weights_with_other_code_updates_their_row(results: 
     ("error", "status"),
     [(PipelineError("bad"), "FAILED"), (ValueError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
 )
-def test_a_run_that_ends_badly_says_so(results: Path, store: str, error: BaseException, status: str) -> None:
-    """An error leaves a FAILED row, Ctrl-C a KILLED one, and the error goes on."""
+def test_error_or_ctrl_c_sets_the_status_of_the_run(
+    results: Path, store: str, error: BaseException, status: str
+) -> None:
+    """An error leaves a FAILED run, Ctrl-C a KILLED one, and both propagate."""
 
     def fail() -> None:
         with runs.training_run(PARAMS, "cpu"):
@@ -231,7 +233,7 @@ def test_a_run_that_ends_badly_says_so(results: Path, store: str, error: BaseExc
 def test_a_journal_that_cannot_be_written_costs_a_warning(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training goes on with one line about it; the incomplete row ends as FAILED, and evaluation makes another."""
+    """Training continues with one warning, the incomplete run ends as FAILED, and evaluation creates another run."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -243,7 +245,7 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(
         run_.log_epoch({"epoch": 2, "train_mse": 0.1}, epoch_seconds=1)
         run_.log_training_outputs(PARAMS)
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "warning: this run is not in MLflow as a whole: OSError: [Errno 28] No space left on device"
+    assert line == "warning: this run is incomplete in MLflow: OSError: [Errno 28] No space left on device"
     runs.log_evaluation(PARAMS)
     assert delivery.deliver_all(results) == []
     assert [row.info.status for row in stored(store)] == ["FINISHED", "FAILED"]
@@ -252,7 +254,7 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(
 def test_an_evaluation_that_cannot_be_written_down_leaves_nothing(
     results: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A history that cannot be read costs a warning, and no half of a journal stays."""
+    """A history that cannot be read gives a warning, and no partial journal is left."""
     train.HISTORY_PATH.write_text("nonsense\n1\n")
     runs.log_evaluation(PARAMS)
     assert "warning: this evaluation is not in MLflow" in capsys.readouterr().err
@@ -260,7 +262,7 @@ def test_an_evaluation_that_cannot_be_written_down_leaves_nothing(
 
 
 def test_tracking_can_be_switched_off(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PIPELINE_TRACKING=0 nothing is written and nothing started."""
+    """With PIPELINE_TRACKING=0 nothing is written and no process is started."""
     monkeypatch.setenv("PIPELINE_TRACKING", "0")
     with runs.training_run(PARAMS, "cpu") as run_:
         run_.log_epoch({"epoch": 1, "train_mse": 0.1}, epoch_seconds=1)
@@ -270,8 +272,8 @@ def test_tracking_can_be_switched_off(results: Path, monkeypatch: pytest.MonkeyP
     assert not (results / ".mlflow-journal").exists()
 
 
-def test_a_row_tells_its_environment(results: Path, store: str) -> None:
-    """Python, torch, device, hardware and threads; a row made from files does not, for it cannot know."""
+def test_run_records_its_environment(results: Path, store: str) -> None:
+    """A run records torch, device, precision, hardware and threads; a run created from files does not have them."""
     with runs.training_run(PARAMS, "cpu") as run_:
         run_.log_training_outputs(PARAMS)
     runs.log_evaluation(small_params(evaluate__manifold_size=7))
@@ -286,7 +288,7 @@ def test_a_row_tells_its_environment(results: Path, store: str) -> None:
 
 
 def commit(folder: Path) -> None:
-    """All files of a folder as the next commit of its git repository."""
+    """Commit all files of a folder to its git repository."""
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "committed")
@@ -295,7 +297,7 @@ def commit(folder: Path) -> None:
 def test_a_run_is_named_after_what_differs_from_the_commit(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After bottleneck size and seed: what a sweep varies, then every parameter that is not the commit's."""
+    """A name has bottleneck size and seed, what a sweep varies, then all parameters that differ from the commit."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(results.parent))
     changed = small_params(train__n_epochs=3, train__seed=1, model__hidden_sizes=[64, 32], model__n_layers=None)
     assert fingerprints.run_name(changed) == "digits k=2 seed=1"  # without git nothing is known to differ
@@ -313,7 +315,7 @@ def test_a_run_is_named_after_what_differs_from_the_commit(
 
 
 def test_a_runs_name_is_short(results: Path) -> None:
-    """However much differs."""
+    """A run's name has at most 100 characters, however many parameters differ."""
     commit(results)
     name = fingerprints.run_name(small_params(model__n_layers=None, model__hidden_sizes=list(range(100, 200))))
     assert name.startswith("digits k=2 seed=0 n_layers=None hidden_sizes=[100, 101, ")
@@ -323,15 +325,14 @@ def test_a_runs_name_is_short(results: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\n", "train\n", "- 1\n", "train: 3\n", "train: {seed: 0}\n"])
 def test_committed_parameters_that_cannot_be_compared_leave_the_usual_name(results: Path, content: str) -> None:
-    """A file that is empty, damaged or older than a parameter is no reason to fail."""
+    """If the committed params.yaml is empty, damaged or lacks a parameter, the name is the usual one."""
     Path("params.yaml").write_text(content)
     commit(results)
     assert fingerprints.run_name(PARAMS) == "digits k=2 seed=0"
 
 
-def test_the_tags_of_code_are_of_what_the_stages_read(results: Path, store: str) -> None:
-    """`code` is of the training and the stages before it, `evaluation.code` of the others: a figure changes that
-    alone, and the machinery none."""
+def test_code_tags_follow_the_dependencies_of_the_stages(results: Path, store: str) -> None:
+    """Code of training changes `code`, code of other stages only `evaluation.code`, and tracking code neither."""
     tags = []
     for module in ("autoencoder/trainer.py", "tracking/sync.py", "autoencoder/figures.py", "autoencoder/trainer.py"):
         path = Path("pipeline", module)
@@ -352,7 +353,7 @@ def test_the_tags_of_code_are_of_what_the_stages_read(results: Path, store: str)
 def test_a_number_with_the_name_of_a_metric_by_epoch_is_an_error(
     results: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of them would stand in the other's curve. Nothing of the evaluation gets to MLflow, and it says why."""
+    """A number with the name of a metric by epoch is reported, and nothing of the evaluation gets to MLflow."""
     Path("reports/evaluate.json").write_text('{"valid": {"mse": 0.5}}')
     runs.log_evaluation(PARAMS)
     assert "reports/evaluate.json and reports/history.csv both have valid/mse" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Where the store is, and first use by several processes."""
+"""The store's location, and first use by several processes."""
 
 import shutil
 import signal
@@ -29,7 +29,7 @@ from tests.team_server import server_folder
 
 
 def test_the_default_store_lies_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a setting it is mlflow.db in the main repository, wherever the process runs."""
+    """By default the store is mlflow.db in the main repository, wherever the process runs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -44,13 +44,13 @@ def test_the_default_store_lies_under_the_root(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, expected: str) -> None:
-    """MLFLOW_TRACKING_URI is used as it is, a relative sqlite path counted from the root."""
+    """MLFLOW_TRACKING_URI is used unchanged, except that a relative sqlite path is relative to the root."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", setting)
     assert tracking_uri(tmp_path) == expected.format(root=tmp_path)
 
 
 def test_a_journal_names_its_store_without_credentials(tmp_path: Path) -> None:
-    """And the repository's own store alike wherever the repository lies."""
+    """A store's name has no credentials, and the own store's name does not depend on the repository's location."""
     assert store_name("postgresql://bob:hunter2@db:5432/runs?password=x", tmp_path) == "postgresql://db:5432/runs"
     assert store_name("http://bob:hunter2@host:5000", tmp_path) == "http://host:5000"
     assert store_name(f"sqlite:///{tmp_path}/mlflow.db", tmp_path) == store_name("sqlite:////x/mlflow.db", Path("/x"))
@@ -70,14 +70,14 @@ def test_a_journal_names_its_store_without_credentials(tmp_path: Path) -> None:
     ],
 )
 def test_the_name_of_a_store_is_whole_and_holds_no_password(uri: str, name: str) -> None:
-    """Whatever characters a password or a path has; a folder next to the repository keeps its name."""
+    """Names are complete and have no password, whatever its characters; paths outside the repository stay absolute."""
     assert store_name(uri, Path("/x/repository")) == name
 
 
 def test_the_experiment_keeps_its_artifacts_under_the_root(
     tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Artifacts have an explicit absolute place; MLFLOW_EXPERIMENT_NAME names another experiment."""
+    """Artifacts have an absolute location under the root; MLFLOW_EXPERIMENT_NAME selects another experiment."""
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
     experiment = client.get_experiment(experiment_id)
@@ -88,20 +88,20 @@ def test_the_experiment_keeps_its_artifacts_under_the_root(
 
 
 def test_all_runs_are_found_page_by_page(tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are; and a store that refuses meanwhile is one message."""
+    """All runs are found over several pages, and a store that refuses a search fails with one line."""
     (tmp_dir / ".dvc").mkdir()
     monkeypatch.setattr("pipeline.tracking.store.PAGE", 2)
     client, experiment_id = open_store()
     made = {client.create_run(experiment_id).info.run_id for _ in range(5)}
     found = search_all(client, experiment_id, "attributes.status = 'RUNNING'")
     assert (len(found), {run.info.run_id for run in found}) == (5, made)
-    with pytest.raises(PipelineError, match=r"the MLflow store failed meanwhile; try again: .*filter"):
+    with pytest.raises(PipelineError, match=r"the MLflow store failed during a search; try again: .*filter"):
         search_all(client, experiment_id, "no filter")
 
 
 @pytest.mark.slow
 def test_eight_processes_and_the_ui_may_create_the_store_at_once(tmp_path: Path) -> None:
-    """No error, and one experiment, which the UI opens."""
+    """Eight processes and the UI create one experiment without an error, and the UI opens it."""
     (tmp_path / ".dvc").mkdir()
     code = "from pipeline.tracking.store import open_store; print(open_store()[1])"
     settings = environment(PYTHONPATH=str(PROJECT))
@@ -141,7 +141,7 @@ OPEN_AT_ONCE = (
 
 
 def open_at_once(uri: str, *roots: Path) -> list[tuple[int, str]]:
-    """Exit code and experiment of processes in several repositories that open one store at the same moment."""
+    """Open one store from several repositories at the same moment. Return each process's exit code and experiment."""
     for root in roots:
         (root / ".dvc").mkdir(parents=True)
     started = [
@@ -167,13 +167,13 @@ def open_at_once(uri: str, *roots: Path) -> list[tuple[int, str]]:
 
 
 def test_two_clones_may_create_one_store_at_once(tmp_path: Path) -> None:
-    """The lock lies next to what they share, the database."""
+    """Two clones can create a shared store at once, because the lock is next to the database."""
     uri = f"sqlite:///{tmp_path}/shared.db"
     assert open_at_once(uri, tmp_path / "one", tmp_path / "two") == [(0, "1"), (0, "1")]
 
 
 def test_all_links_to_one_database_share_its_lock(tmp_path: Path) -> None:
-    """Two clones may reach it by symbolic links of different names, also before it exists."""
+    """Symbolic links to one database share its lock, also before the database exists."""
     database = tmp_path / "shared.db"
     for name in ("one.db", "two.db"):
         (tmp_path / name).symlink_to(database)
@@ -182,14 +182,14 @@ def test_all_links_to_one_database_share_its_lock(tmp_path: Path) -> None:
 
 
 def test_two_clones_may_create_tables_in_one_postgresql_at_once(tmp_path: Path) -> None:
-    """Where its address is given directly the database itself holds the lock."""
+    """Two clones can create the tables of one PostgreSQL database at once, because the database holds the lock."""
     with server_folder() as folder, postgres.running(folder) as database:
         uri = database.address(postgres.RUNS)
         assert open_at_once(uri, tmp_path / "one", tmp_path / "two") == [(0, "1"), (0, "1")]
 
 
 def make_store(root: Path, **variables: str) -> str:
-    """A store, the repository's own by default, with one run and one artifact; returns the run's id."""
+    """Create a store (default: the repository's own) with one run and one artifact. Return the run's id."""
     (root / ".dvc").mkdir(parents=True)
     code = (
         "from pipeline.tracking.store import open_store\n"
@@ -210,7 +210,7 @@ def make_store(root: Path, **variables: str) -> str:
 
 
 def test_a_moved_repository_keeps_its_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the folder is renamed old runs show their artifacts, and new ones go to the new place."""
+    """After the folder is renamed, old runs have their artifacts, and new artifacts go to the new location."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run_id = make_store(tmp_path / "old place")
     (tmp_path / "old place").rename(tmp_path / "new place")
@@ -224,7 +224,7 @@ def test_a_moved_repository_keeps_its_artifacts(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_shared_store_keeps_each_clones_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of an experiment that another clone made, also while that clone's disk is not mounted."""
+    """Artifacts of another clone's experiment keep their addresses, also while that clone's disk is not mounted."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     own = make_store(tmp_path / "owner")
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/owner/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "theirs"}
@@ -243,7 +243,7 @@ def test_a_shared_store_keeps_each_clones_artifacts(tmp_path: Path, monkeypatch:
 
 
 def test_a_copied_repository_uses_its_own_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the first one is still there; an experiment without runs follows a repository that was moved."""
+    """A copy uses its own artifacts although the original exists; an experiment without runs follows a moved folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run_id = make_store(tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
@@ -254,7 +254,7 @@ def test_a_copied_repository_uses_its_own_artifacts(tmp_path: Path, monkeypatch:
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute("DELETE FROM runs")
     (tmp_path / "copy").rename(tmp_path / "moved")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow has set
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow has set it
     monkeypatch.chdir(tmp_path / "moved")
     client, experiment_id = open_store()
     assert client.get_experiment(experiment_id).artifact_location == (tmp_path / "moved/mlartifacts").as_uri()
@@ -263,7 +263,7 @@ def test_a_copied_repository_uses_its_own_artifacts(tmp_path: Path, monkeypatch:
 def test_a_deleted_experiment_is_an_error_with_the_way_back(
     tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow would refuse every run."""
+    """If the experiment is deleted, the error has the command that restores it."""
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
     client.delete_experiment(experiment_id)
@@ -272,7 +272,7 @@ def test_a_deleted_experiment_is_an_error_with_the_way_back(
 
 
 def test_a_damaged_store_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a traceback."""
+    """A damaged store fails with one line and no traceback."""
     (tmp_dir / ".dvc").mkdir()
     (tmp_dir / "mlflow.db").write_bytes(b"no database " * 1000)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -280,8 +280,8 @@ def test_a_damaged_store_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPa
         open_store()
 
 
-def test_a_store_in_a_folder_that_is_not_there_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing makes the folder: a misspelt path leaves no second store."""
+def test_store_in_a_missing_folder_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store in a missing folder is an error, and the folder is not created, so a misspelt path leaves no store."""
     (tmp_dir / ".dvc").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///absent/mlflow.db")
     with pytest.raises(PipelineError, match=r"the MLflow store cannot be opened: there is no folder .*/absent"):
@@ -291,7 +291,7 @@ def test_a_store_in_a_folder_that_is_not_there_is_an_error(tmp_dir: Path, monkey
 
 @pytest.mark.parametrize(("status", "expected"), [(200, True), (401, True), (404, True), (500, False), (503, False)])
 def test_what_counts_as_an_answer(status: int, expected: bool) -> None:
-    """A server that asks for a password answers; one that fails does not."""
+    """A server that requires a password counts as answering; one with a 5xx error does not."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -310,15 +310,15 @@ def test_what_counts_as_an_answer(status: int, expected: bool) -> None:
 
 
 def test_a_database_without_its_library_is_an_error(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PostgreSQL's after `make setup` alone; here one that is never installed."""
+    """If the database's library is missing, as PostgreSQL's after only `make setup`, the error says what to install."""
     (tmp_dir / ".dvc").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://127.0.0.1:9/mlflow")
-    with pytest.raises(PipelineError, match=r"No module named 'MySQLdb' \(what PostgreSQL needs: make setup-cluster"):
+    with pytest.raises(PipelineError, match=r"No module named 'MySQLdb' \(for PostgreSQL run: make setup-cluster"):
         open_store()
 
 
-def test_artifacts_that_somebody_put_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without artifacts under the repository there is nothing to follow."""
+def test_artifacts_stored_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment whose artifacts are outside the repository keeps its location."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     make_store(tmp_path / "repository")
     (tmp_path / "big disk/mlartifacts").mkdir(parents=True)
@@ -330,13 +330,13 @@ def test_artifacts_that_somebody_put_elsewhere_stay_there(tmp_path: Path, monkey
 
 
 def test_a_store_of_an_older_mlflow_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written to it, and the message has the command that upgrades it after a copy."""
+    """A store of an older MLflow is not written to, and the error has the command that copies and upgrades it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     make_store(tmp_path / "before")
-    (tmp_path / "before").rename(tmp_path / "repository")  # which would have to be written into it
+    (tmp_path / "before").rename(tmp_path / "repository")  # a move, which would change the store's addresses
     monkeypatch.chdir(tmp_path / "repository")
     path = tmp_path / "repository/mlflow.db"
-    # MLflow tells a store's age by this number alone; an early release's stands for all.
+    # MLflow recognises a store's age only by this number; an early release serves as the example.
     with sqlite3.connect(path) as database:
         database.execute("UPDATE alembic_version SET version_num = 'acf3f17fdcc7'")
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""`make sync`: MLflow holds a run for the workspace, whatever DVC took from where."""
+"""`make sync`: MLflow has a run for the workspace, wherever DVC took the results from."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.helpers import PROJECT, artifacts, git, rows, run, small_params, stor
 
 
 def snapshot(uri: str) -> list[object]:
-    """Everything of a store's rows that a second sync could change."""
+    """Return everything about a store's runs that a second sync could change."""
     client = MlflowClient(uri)
     return [
         (
@@ -27,7 +27,7 @@ def snapshot(uri: str) -> list[object]:
 
 
 def test_a_new_store_gets_the_workspaces_run_once(project: Path, tmp_path: Path, empty_store: Path) -> None:
-    """Against another tracking store: one complete row with dvc.lock; a second sync changes nothing."""
+    """A new store gets one complete run with dvc.lock, and a second sync changes nothing."""
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
     said = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=uri).stdout
     (row,) = stored(uri)
@@ -45,7 +45,7 @@ def test_a_new_store_gets_the_workspaces_run_once(project: Path, tmp_path: Path,
 
 @pytest.mark.slow
 def test_a_fresh_clone_after_dvc_pull_gets_a_run(project: Path, tmp_path: Path) -> None:
-    """No stage ran in it, so only sync can make the row."""
+    """In a clone after `dvc pull`, where no stage ran, sync creates the run."""
     committed = shutil.copytree(project, tmp_path / "committed", symlinks=True)
     git(committed, "add", "-A")
     git(committed, "commit", "-q", "-m", "results")
@@ -53,7 +53,7 @@ def test_a_fresh_clone_after_dvc_pull_gets_a_run(project: Path, tmp_path: Path) 
     run(committed, "dvc", "push")
     git(tmp_path, "clone", "-q", str(committed), "clone")
     clone = tmp_path / "clone"
-    assert "no results of a whole run" in run(clone, "pipeline.tracking.sync").stdout
+    assert "no results of a complete run" in run(clone, "pipeline.tracking.sync").stdout
     run(clone, "dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "remote"))
     run(clone, "dvc", "pull")
     run(clone, "pipeline.tracking.sync")
@@ -64,8 +64,10 @@ def test_a_fresh_clone_after_dvc_pull_gets_a_run(project: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_experiments_get_their_commit_and_stay_linked(project: Path, tmp_path: Path) -> None:
-    """A run of `dvc exp run` gets the experiment's commit and dvc.lock; `exp apply`, the run-cache and going back to
-    earlier parameters lead to the rows there are."""
+    """A run of `dvc exp run` gets the experiment's commit and dvc.lock.
+
+    `exp apply`, the run cache and a return to earlier parameters lead to the existing runs.
+    """
     here = shutil.copytree(project, tmp_path / "experiments", symlinks=True)
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "results")
@@ -94,20 +96,18 @@ def test_experiments_get_their_commit_and_stay_linked(project: Path, tmp_path: P
     assert snapshot(f"sqlite:///{here}/mlflow.db") == before
 
 
-def test_results_that_are_not_those_of_the_parameters_get_no_run(tmp_path: Path, store: str) -> None:
-    """Sync would otherwise tell of parameters that never made these weights."""
+def test_results_of_other_parameters_get_no_run(tmp_path: Path, store: str) -> None:
+    """Sync creates no run for results of other parameters."""
     write_results(tmp_path / "repository", small_params())
     said = run(
         tmp_path / "repository", "pipeline.tracking.sync", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store
     ).stdout
-    assert (
-        "no results of a whole run to compare (not up to date: prepare, baselines, pca_probes, train, evaluate)" in said
-    )
+    assert "no results of a complete run (not up to date: prepare, baselines, pca_probes, train, evaluate)" in said
     assert stored(store) == []
 
 
-def test_a_store_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
-    """With exit code 2 and no traceback."""
+def test_store_that_cannot_be_opened_fails_with_one_line(tmp_path: Path) -> None:
+    """A store that cannot be opened fails with a one-line error and exit code 2."""
     write_results(tmp_path / "repository", small_params())
     address = "http://127.0.0.1:9"
     settings = {"PYTHONPATH": str(PROJECT), "MLFLOW_TRACKING_URI": address}

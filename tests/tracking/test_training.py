@@ -1,4 +1,4 @@
-"""A training is kept, mirrored and resumed: its state as bytes, and what makes two trainings the same."""
+"""Resuming a training: its packed state, and the hash that identifies it."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ VALID = torch.from_numpy(random_split(40, seed=2).pixels())
 
 @pytest.fixture(scope="module")
 def state() -> TrainingState:
-    """Of a training whose best epoch was not its last."""
+    """The last state of a training whose best epoch was not its last."""
     states: list[TrainingState] = []
     params = small_params(train__n_epochs=12, train__lr=0.5, train__schedule="constant")
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def state() -> TrainingState:
 
 
 def flat(value: Any) -> list[Any]:
-    """All numbers and tensors of a state, to compare."""
+    """Return all numbers and tensors of a state in a form that can be compared."""
     if isinstance(value, torch.Tensor):
         return [(value.dtype, value.cpu().numpy().tobytes())]
     if dataclasses.is_dataclass(value):
@@ -50,8 +50,8 @@ def flat(value: Any) -> list[Any]:
     return [value]
 
 
-def test_a_state_comes_back_to_the_bit(state: TrainingState) -> None:
-    """Weights, the best epoch's weights, Adam's moments and steps, the history's floats."""
+def test_state_is_restored_exactly(state: TrainingState) -> None:
+    """A state is restored exactly: weights, best weights, Adam's moments and steps, and the history."""
     epochs = [dataclasses.asdict(record) for record in state.result.history]
     back, epochs_back = training.unpack(training.pack(state, epochs), STATE_TYPES)
     assert type(back) is TrainingState
@@ -60,15 +60,15 @@ def test_a_state_comes_back_to_the_bit(state: TrainingState) -> None:
 
 
 def test_no_other_class_is_loaded(state: TrainingState) -> None:
-    """A checkpoint that names one is refused before anything of it is made."""
+    """A state with a class that is not listed is refused."""
     with pytest.raises(pickle.UnpicklingError, match="TrainingState"):
         training.unpack(training.pack(state, []), ())
 
 
-def test_a_stopped_training_is_found_and_a_finished_one_is_not(
+def test_stopped_training_resumes_and_finished_one_does_not(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that an error stops resumes where it was, with other parameters of evaluate too."""
+    """A training stopped by an error resumes, also with other parameters of evaluate; a finished one does not."""
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setenv("PIPELINE_TRACKING", "0")
     monkeypatch.delenv("DVC_STAGE", raising=False)
@@ -81,7 +81,7 @@ def test_a_stopped_training_is_found_and_a_finished_one_is_not(
 
 
 def n_epochs_before(params: Params, stopped_by: Calls | None = None) -> int:
-    """Train; returns how many epochs the training resumed after."""
+    """Train. Return the epoch after which the training resumed."""
     model = AutoEncoder(Architecture.from_params(params.model))
     with (
         suppress(ZeroDivisionError),
@@ -94,7 +94,7 @@ def n_epochs_before(params: Params, stopped_by: Calls | None = None) -> int:
 
 @pytest.fixture
 def repository(tmp_dir: Path) -> Path:
-    """A folder with every file that train reads."""
+    """A folder with all files that train reads."""
     write_results(tmp_dir, small_params())
     (tmp_dir / "data/prepared").mkdir(parents=True)
     for name in ("train", "valid"):
@@ -107,12 +107,12 @@ def repository(tmp_dir: Path) -> Path:
     "changes", [{"train__lr": 0.002}, {"train__n_epochs": 3}, {"model__bottleneck_size": 3}, {"train__threads": 1}]
 )
 def test_other_parameters_are_another_training(repository: Path, changes: dict[str, Any]) -> None:
-    """Their hash differs, so their checkpoint is never found."""
+    """Other parameters of training give another hash, so another training's checkpoint is never found."""
     assert training_hash(small_params(), "cpu") != training_hash(small_params(**changes), "cpu")
 
 
-def test_what_training_does_not_read_is_no_other_training(repository: Path) -> None:
-    """evaluate's parameters and code may change, and the training goes on."""
+def test_files_that_training_does_not_read_do_not_change_its_hash(repository: Path) -> None:
+    """Parameters and code of evaluate do not change the hash, so the training resumes."""
     before = training_hash(small_params(), "cpu")
     (repository / "pipeline/autoencoder/figures.py").write_text("")
     assert training_hash(small_params(evaluate__manifold_size=6), "cpu") == before
@@ -122,7 +122,7 @@ def test_what_training_does_not_read_is_no_other_training(repository: Path) -> N
     "path", ["data/prepared/train.safetensors", "data/prepared/valid.safetensors", "pipeline/autoencoder/model.py"]
 )
 def test_other_data_and_other_code_are_another_training(repository: Path, path: str) -> None:
-    """A byte is enough."""
+    """One changed byte of data or code changes the hash."""
     before = training_hash(small_params(), "cpu")
     with (repository / path).open("a") as file:
         file.write("#")
@@ -130,7 +130,7 @@ def test_other_data_and_other_code_are_another_training(repository: Path, path: 
 
 
 def test_another_environment_is_another_training(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What decides the bytes beside code and data: here the kernels for this CPU and the number of threads."""
+    """Other CPU kernels or another number of threads change the hash, because they can change the bytes."""
     script = "from pipeline.tracking.fingerprints import training_hash; from tests.helpers import small_params; "
     script += "import torch, sys; "
     script += "torch.set_num_threads(int(sys.argv[1])); print(training_hash(small_params(), 'cpu'))"

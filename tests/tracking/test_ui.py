@@ -1,4 +1,4 @@
-"""`make ui` in a real browser: the link opens the table of runs, and runs compare side by side."""
+"""`make ui` in a real browser: its links open the table of runs, where runs are compared side by side."""
 
 import itertools
 import json
@@ -29,12 +29,12 @@ SIZES = (2, 4, 8, 16, 32)
 
 
 def made_up_mse(size: int) -> float:
-    """Made up, and different for every size in the three decimals that the page shows."""
+    """Return an invented MSE that differs for every size in the three decimals that the page shows."""
     return round(0.06 - 0.001 * size, 4)
 
 
 def log_row(folder: Path, params: Params) -> None:
-    """A finished row for made-up results, written by the pipeline's own tracking."""
+    """Write a finished run with invented results through the pipeline's own tracking."""
     write_results(folder, params)
     metrics = {"test": {"mse": made_up_mse(params.model.bottleneck_size)}}
     Path("reports/evaluate.json").write_text(json.dumps(metrics))
@@ -43,7 +43,7 @@ def log_row(folder: Path, params: Params) -> None:
 
 @pytest.fixture
 def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Page, str]]:
-    """A browser page, and what the command prints for a store with five runs, all but one of a sweep."""
+    """A browser page, and the command's output for a store with five runs, four of them in two sweeps."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
@@ -78,9 +78,11 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
 
 @pytest.mark.slow
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
-    """The last one opens the table of all runs, the other a sweep's runs as charts, with a bar of each test MSE. Ticked
-    runs compare: parallel coordinates, a scatter plot with a point for each, and each test MSE beside its size. Nobody
-    gets in without the token that the links hold, and nobody reaches MLflow's assistant."""
+    """The last link opens the table of all runs; each other link shows a sweep's runs as bar charts of the test MSE.
+
+    Selected runs are compared with parallel coordinates, a scatter plot, and a table of test MSE and size. The token
+    in the links is required, and MLflow's assistant is blocked.
+    """
     page, text = page_and_text
     assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ['Sweep "bob\'s sizes"', "Sweep 'another'", "MLflow"]
     sweep, _, table = re.findall(r"http://127\S+", text)
@@ -122,7 +124,7 @@ def status(address: str) -> int:
 
 
 def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
-    """What the page's Plotly figures of one kind show: scatter plots draw on a canvas, where there is no text."""
+    """Return the page's Plotly traces of one kind, because scatter plots are drawn on a canvas without text."""
     figures = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].flatMap(figure => figure.data ?? [])")
     return [trace for trace in figures if trace["type"] == kind]
 
@@ -130,7 +132,7 @@ def plotted(page: Page, kind: str) -> list[dict[str, Any]]:
 def test_a_servers_links_hold_no_password(
     tmp_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They lead to the host that the address names, without its user."""
+    """Links to a server have its host, but neither user nor password."""
     (tmp_dir / ".dvc").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:hunter2@host:5000/base/")
     monkeypatch.setattr("sys.argv", ["ui"])
@@ -141,7 +143,7 @@ def test_a_servers_links_hold_no_password(
 
 
 def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None:
-    """Where a browser from a snap sees it, other users of the machine do not, and git ignores it."""
+    """The page is in the repository, where a snap's browser can read it, other users cannot, and git ignores it."""
     with private_folder(tmp_path) as folder:
         assert Path(folder).stat().st_mode & 0o777 == 0o700
         assert Path(folder).parent == tmp_path / ".dvc/tmp"
@@ -150,7 +152,7 @@ def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
-    """Without its tracking server the command says so in one line."""
+    """A tracking server that does not answer gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
     address = f"http://127.0.0.1:{free_port()}"
     done = run(tmp_path, "pipeline.tracking.ui", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
@@ -161,7 +163,7 @@ def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
-    """The message says which port to try instead."""
+    """If the port is in use, the error suggests another one."""
     (tmp_path / ".dvc").mkdir()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -173,8 +175,8 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_port_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """Ports end at 65535."""
+def test_invalid_port_is_an_error(tmp_path: Path) -> None:
+    """A port above 65535 gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
     done = run(tmp_path, "pipeline.tracking.ui", "--port", "70000", ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
