@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_restarts_training(undisturbed: dict[str, bytes], t
     content[len(content) // 2] ^= 4
     saved.write_bytes(content)
     done = run(here, "dvc", "repro", PIPELINE_TRACKING="0")
-    assert "is damaged and deleted; training starts anew" in done.stderr
+    assert "is damaged and deleted; training starts from scratch" in done.stderr
     assert "resuming after" not in done.stdout
     assert differing(results(here), undisturbed) == []
 
@@ -308,7 +308,7 @@ def test_a_full_disk_loses_no_results(committed: Path) -> None:
     before = results(committed)
     model = (committed / MODEL).read_bytes()
     with mounted(committed / "models", "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
-        fails_in_one_line(committed, "No space left on device; put that right, then `dvc repro`")
+        fails_in_one_line(committed, "No space left on device; fix this, then run `dvc repro`")
     bring_back(committed)
     assert differing(results(committed), before) == []
 

@@ -794,7 +794,7 @@ def test_experiments_of_one_name_are_ambiguous(scratch: Path, reviewed: Reviewer
         git(scratch, "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/same", baseline)
     git(scratch, "update-ref", "refs/exps/exec/EXEC_BASELINE", first)
     pairs = ", ".join(f"{commit[:10]} (of {commit[:10]})" for commit in sorted((first, second)))
-    assert reviewed("same", "HEAD") == (2, f"2 experiments are called 'same', give one's commit: {pairs}")
+    assert reviewed("same", "HEAD") == (2, f"2 experiments are called 'same'; use a commit instead: {pairs}")
     git(scratch, "update-ref", "-d", f"refs/exps/{second[:2]}/{second[2:]}/same")
     assert f"against `{first[:10]}`" in reviewed("same", "HEAD")[1]
 
