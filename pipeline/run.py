@@ -9,6 +9,7 @@ remotes are not shown. At the end it prints what changed since the last commit, 
 results and the pipeline's code.
 """
 
+import argparse
 import json
 import sys
 from contextlib import suppress
@@ -31,6 +32,7 @@ RESULTS = ["params.yaml", "dvc.lock", "reports"]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = load_params()
     mend_torn_locks(Path())
     dvc(*EXPERIMENT.how_to_run(params))

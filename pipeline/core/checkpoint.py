@@ -73,7 +73,11 @@ class Checkpoint:
         """Return the last saved state, or None. A damaged file is reported and deleted."""
         for path in (self._state, self._finished) if self._is_ours else ():
             if path.is_file():
-                content = path.read_bytes()
+                try:
+                    content = path.read_bytes()
+                except OSError as error:
+                    self._warn_of(error)
+                    return None
                 digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
                 if hashlib.sha256(body).digest() == digest:
                     head, _, state = body.partition(b"\n")

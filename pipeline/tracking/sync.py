@@ -11,6 +11,7 @@
 A second sync changes nothing. Exit code 1: something could not be delivered and stays in its journal.
 """
 
+import argparse
 import hashlib
 import sys
 import tempfile
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if not sync():
         sys.exit(1)
 
