@@ -115,7 +115,7 @@ def page(folder: Path) -> str:
     lines = [
         "# How fast it is, and how good",
         "",
-        "<!-- `python -m benchmarks.table` writes this page from the JSON files beside it. -->",
+        "<!-- `python -m benchmarks.table` writes this page from the JSON files next to it. -->",
         "",
         "Each ratio of speeds comes from one run in which the compared programs took turns. It is the ratio of the",
         "medians; the lowest and the highest of a round are in brackets. Each time to a quality is the median of the",

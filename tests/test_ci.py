@@ -318,3 +318,21 @@ def test_experiments_fit_a_screen(tmp_dir: Path) -> None:
     for name in ("valid.best_mse", "test.mse", "model.bottleneck_size", "train.seed", "size-4-seed-1"):
         assert name in table
     assert max(map(len, table.splitlines())) <= 120
+
+
+def test_the_hooks_before_a_commit_run_the_projects_tools() -> None:
+    """Each hook's tool is in the environment, and the files that it names exist."""
+    (repository,) = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert len(repository["hooks"]) >= 4
+    for hook in repository["hooks"]:
+        tool, *arguments = hook["entry"].split()
+        assert (Path(sys.executable).parent / Path(tool).name).exists(), hook["id"]
+        assert all((PROJECT / name).exists() for name in arguments if name.startswith("tests/")), hook["id"]
+
+
+def test_the_development_container_uses_a_target_of_the_makefile() -> None:
+    """Its set-up command is one that `make` knows, and its port is that of `make ui`."""
+    container = json.loads((PROJECT / ".devcontainer/devcontainer.json").read_text())
+    makefile = (PROJECT / "Makefile").read_text()
+    assert re.search(rf"^{container['postCreateCommand'].split()[1]}:", makefile, re.MULTILINE)
+    assert f"PORT ?= {container['forwardPorts'][0]}\n" in makefile

@@ -25,6 +25,7 @@ DOCUMENTS = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "benchmarks/README.md",
     "reports/benchmarks/README.md",
     *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")),
@@ -57,12 +58,12 @@ NOT_RUN = {
 WORDS = {
     r"\banew\b": "again, from scratch",
     r"\bbesides?\b": "compared with, next to",
-    r"\bof (its|their|his|her|your|our) own\b|\bof (yours|ours)\b": "its own …, a separate …",
+    r"\bof (its|their|his|her|your|our) own\b(?! \w)|\bof (yours|ours)\b": "its own …, a separate …",
     r"\b(is|are|was|were) told\b": "is reported",
     r"\b(goes|going|gone|went) on\b": "resumes, continues",
     r"\b(stands?|stood) above\b": "see above",
     r"\bmeanwhile\b": "in the meantime",
-    r"\bwants?\b(?! \|)": "needs, requires",
+    r"\bwants\b": "needs, requires",
     r"\b(is|are) no (?!longer|more|less|such)": "is not a",
     r"\bfor all that\b|\ball the same\b": "still",
 }

@@ -54,7 +54,7 @@ def test_a_run_is_in_mlflow_with_its_metrics_and_its_model(second: Path, monkeyp
 
 
 def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
-    """A training that is killed with SIGKILL resumes and produces the bytes of an uninterrupted one."""
+    """A training killed with SIGKILL resumes to the bytes of an uninterrupted one, in its run, with each epoch once."""
     model = second / "models/classifier.safetensors"
     with edited(second / "params.yaml", f"n_epochs: {N_EPOCHS}", "n_epochs: 600"):
         run(second, "dvc", "repro", PIPELINE_TRACKING="0")
@@ -68,6 +68,12 @@ def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
             done = run(second, "dvc", "repro", "--force", "--single-item", "train")
         assert "resuming after epoch" in done.stdout
         assert model.read_bytes() == expected
+    wait_until(lambda: rows_of(second)[0].info.status == "FINISHED")
+    killed = rows_of(second)[0]
+    history = mlflow.MlflowClient(f"sqlite:///{second}/mlflow.db").get_metric_history(
+        killed.info.run_id, "valid/log_loss"
+    )
+    assert [value.step for value in history] == list(range(1, 601))
     git(second, "checkout", "-q", "--", ".")
     run(second, "dvc", "checkout")
 

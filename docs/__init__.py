@@ -1,0 +1,1 @@
+"""The documents; `generate` writes the reference pages among them from the code."""
