@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,20 @@ NOT_RUN = {
 # Habits that cost a reader a second pass: WORDS, and what stands in their place in plain English.
 WORDS = {
     r"\banew\b": "again, from scratch",
-    r"\bbesides?\b": "compared with, next to",
+    r"\bbeside\b": "compared with, next to",
     r"\bof (its|their|his|her|your|our) own\b(?! \w)|\bof (yours|ours)\b": "its own …, a separate …",
     r"\b(is|are|was|were) told\b": "is reported",
     r"\b(goes|going|gone|went) on\b": "resumes, continues",
     r"\b(stands?|stood) above\b": "see above",
     r"\bmeanwhile\b": "in the meantime",
     r"\bwants\b": "needs, requires",
-    r"\b(is|are) no (?!longer|more|less|such)": "is not a",
+    r"(?<![Tt]here )\b(is|are) no (?!longer|more|less|such)": "is not a",
     r"\bfor all that\b|\ball the same\b": "still",
 }
+
+
+# What of a source file people read. Since Python 3.12 the text of f-strings is in tokens of a third kind.
+PROSE = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 
 
 def text_of(name: str) -> str:
@@ -114,8 +119,27 @@ def test_the_index_has_every_page() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_documents_are_in_plain_english(name: str) -> None:
     """None of the phrases in WORDS; quoted code and tables of test names aside."""
-    prose = re.sub(r"```.*?```|`[^`]*`", "", text_of(name), flags=re.DOTALL)
-    assert {found[0]: better for word, better in WORDS.items() if (found := re.search(word, prose))} == {}
+    assert bad_words(re.sub(r"```.*?```", "", text_of(name), flags=re.DOTALL)) == {}
+
+
+@pytest.mark.parametrize("folder", ["pipeline", "examples", "benchmarks", "docs", "tests"])
+def test_code_is_in_plain_english(folder: str) -> None:
+    """None of the phrases in WORDS is in a docstring, a comment or a message."""
+    found = {}
+    for path in (PROJECT / folder).rglob("*.py"):
+        if path == Path(__file__):
+            continue
+        with path.open() as file:
+            for token in tokenize.generate_tokens(file.readline):
+                if token.type in PROSE and (bad := bad_words(token.string)):
+                    found[f"{path.relative_to(PROJECT)}:{token.start[0]}"] = bad
+    assert found == {}
+
+
+def bad_words(text: str) -> dict[str, str]:
+    """Return {phrase: what to write} of the phrases in WORDS that a text has outside of quoted code."""
+    prose = re.sub(r"`[^`]*`", "", text)
+    return {found[0]: better for word, better in WORDS.items() if (found := re.search(word, prose))}
 
 
 def test_every_command_runs_or_has_a_reason() -> None:
