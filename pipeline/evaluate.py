@@ -64,8 +64,7 @@ def main() -> None:
         report(f"encoding {len(train):,} training and {len(test):,} test images")
         pixels = test.pixels()
         codes = model.encode(torch.from_numpy(pixels)).numpy()
-        batches = torch.from_numpy(train.pixels()).split(BATCH_SIZE)
-        train_codes = torch.cat([model.encode(batch) for batch in batches]).numpy()
+        train_codes = encode_in_batches(model, train.pixels())
         reconstructions = decode(codes)
         image_mse = ((reconstructions - pixels) ** 2).mean(axis=1, dtype=np.float64)
         metrics = measure(image_mse, test.labels, pca.mse(pixels, k), pca.mse(pixels, 0))
@@ -114,6 +113,11 @@ def load_trained(params: ModelParams) -> AutoEncoder:
     if model.architecture != Architecture.from_params(params):
         raise PipelineError(f"{MODEL_PATH} was trained with other model parameters; `dvc repro` trains it again")
     return model
+
+
+def encode_in_batches(model: AutoEncoder, pixels: np.ndarray) -> np.ndarray:
+    """[n, 784] → [n, k], BATCH_SIZE images at a time, which needs less memory than all at once."""
+    return torch.cat([model.encode(batch) for batch in torch.from_numpy(pixels).split(BATCH_SIZE)]).numpy()
 
 
 def decode_by(model: AutoEncoder, codes: np.ndarray) -> np.ndarray:
