@@ -175,6 +175,8 @@ def help_of(module: str) -> str:
     environment = os.environ | {"COLUMNS": "100", "PYTHON_COLORS": "0", "NO_COLOR": "1"}
     command = [sys.executable, "-m", module, "--help"]
     shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    # As Python 3.13 and later write a short option with a value.
+    shown = re.sub(r"(-\w) (\S+), (--[\w-]+) \2", r"\1, \3 \2", shown)
     docstring = ast.get_docstring(ast.parse(source_of(module).read_text())) or ""
     options = shown.partition("\noptions:")[2]
     arguments = shown.partition("\npositional arguments:\n")[2].partition("\noptions:")[0]
