@@ -1,4 +1,4 @@
-# `make help` lists the commands. Each target sets up what it needs.
+# `make help` lists the commands. Each target sets up what it needs. What only this experiment has is in project.mk.
 # PYTHON names the interpreter for the environment, TORCH=cpu takes torch without CUDA (Linux).
 PYTHON ?= python3
 TORCH ?= default
@@ -14,11 +14,11 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup setup-dev setup-cluster run experiments sweep compare verify ui server move-store sync tidy review \
-    bench docs test test-all lint mutants lock clean distclean
+.PHONY: help setup setup-dev setup-cluster run sweep compare verify ui server move-store sync tidy review \
+    test test-all lint lock clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## only the environment (TORCH=cpu: torch without CUDA)
 setup-dev: .venv/installed-dev ## what tests and lint need too
@@ -44,13 +44,8 @@ endif
 	@.ci/install -r requirements-cluster.txt
 	@touch $@
 
-run: setup ## set up, reproduce the pipeline, say where the results are and what changed
+run: setup ## set up, reproduce the pipeline, print where the results are and what changed
 	@$(BIN)/python -m pipeline.run
-
-# DVC's table of everything is several screens wide: without hashes and detailed metrics it fits one.
-experiments: setup ## the experiments side by side: parameters that differ, validation and test MSE
-	@$(BIN)/python -m dvc exp show --only-changed --keep 'valid\.best_mse|test\.mse' \
-	    --drop '.*/|accuracy|codes|dataset$$|test\.|valid\.|model\.n_parameters'
 
 sweep: $(if $(ENGINE),setup-cluster,setup) ## run a grid of parameters (GRID='train.lr=0.002,0.005 …' JOBS=N SWEEP=NAME ENGINE=ray ADDRESS=…)
 	@$(BIN)/python -m pipeline.sweep $(if $(GRID),-S '$(GRID)') $(if $(JOBS),--jobs $(JOBS)) $(if $(SWEEP),--name '$(SWEEP)') \
@@ -77,13 +72,6 @@ sync: setup ## deliver to MLflow what an outage kept back; a run for the workspa
 tidy: setup ## list what may go: deleted runs, leftovers (REMOVE=1 deletes it)
 	@$(BIN)/python -m pipeline.tidy $(if $(REMOVE),--remove)
 
-bench: setup ## speed, quality and what tracking and checkpoints cost, measured here (over two hours)
-	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \
-	    $(BIN)/python -m benchmarks.$$name || exit 1; done
-
-docs: setup ## write the reference pages from the code
-	@$(BIN)/python -m docs.generate
-
 review: setup ## what a change does, against BASE=origin/main (0: fine, 2: not)
 	@$(BIN)/python -m pipeline.review $(BASE) $(HEAD)
 
@@ -94,18 +82,13 @@ test: setup-dev ## the tests that take under 5 minutes
 
 test-all: setup-dev ## all tests
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone || test $$? = 5 # 5: there are none
 
 lint: setup-dev ## ruff, mypy, and the walls between the folders of pipeline/
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
-
-# One thread, so that a process that forks has no others.
-mutants: setup-dev ## change the code in small ways and list what no test notices (ONLY='pipeline.core.metrics*')
-	@OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(if $(ONLY),'$(ONLY)')
-	@$(BIN)/python -m mutmut results | grep -v ': not checked'
 
 lock: setup-dev ## compile requirements*.txt again from requirements*.in, with the newest versions
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade requirements.in -o requirements.txt
@@ -121,3 +104,5 @@ clean: ## delete what a run makes again
 
 distclean: clean ## also delete .venv and the raw data
 	rm -rf .venv data/raw
+
+include project.mk

@@ -154,7 +154,8 @@ def shown(metric: Metric) -> str:
 
 def commands() -> str:
     """The page of commands: the Makefile's targets, and each command's own help."""
-    help_lines = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefiles = "".join((ROOT / name).read_text() for name in ("Makefile", "project.mk"))
+    help_lines = re.findall(r"^([a-z-]+):.*## (.*)$", makefiles, re.MULTILINE)
     lines = ["# Commands", "", NOTICE, "", "| command | does |", "|---|---|"]
     lines += [f"| `make {target}` | {cell(does)} |" for target, does in help_lines]
     for command, module in COMMANDS.items():

@@ -31,7 +31,6 @@ MACHINERY = (
     ".gitignore",
     "LICENSE",
     "Makefile",
-    "pyproject.toml",
     *(f"requirements{part}.{kind}" for part in ("", "-cluster", "-dev", "-review") for kind in ("in", "txt")),
 )
 
@@ -51,8 +50,10 @@ def main() -> None:
         copy(ROOT / name, arguments.folder / name)
     for name in filter(None, own.stdout.decode().split("\0")):
         copy(ROOT / name, arguments.folder / Path(name).relative_to(example))
+    has_identity = subprocess.run(["git", "config", "user.email"], capture_output=True).returncode == 0
+    identity = [] if has_identity else ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", f"Start from the {example}"]):
-        subprocess.run(["git", *command], cwd=arguments.folder, check=True)
+        subprocess.run(["git", *identity, *command], cwd=arguments.folder, check=True)
     print(f"{arguments.folder} is ready: cd {arguments.folder} && make run")
 
 

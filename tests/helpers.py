@@ -126,6 +126,17 @@ def environment(**changes: str) -> dict[str, str]:
     return inherited | identity | settings | changes
 
 
+def environment_with_make(folder: Path) -> dict[str, str]:
+    """Return `environment` with a `make` that installs nothing: its `.venv` is the environment of these tests."""
+    tools = folder / "tools"
+    tools.mkdir(parents=True)
+    ready = " ".join(f"-o .venv/installed{kind}" for kind in ("", "-dev", "-cluster"))
+    link = f'[ -e .venv ] || ln -s "{sys.prefix}" .venv'
+    (tools / "make").write_text(f'#!/bin/sh\n{link}\nexec {shutil.which("make")} {ready} "$@"\n')
+    (tools / "make").chmod(0o755)
+    return environment(PATH=f"{tools}{os.pathsep}{environment()['PATH']}")
+
+
 def run(folder: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m …` in a folder. With `ok`, a failure fails the test and shows the output."""
     done = subprocess.run(

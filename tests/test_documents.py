@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from benchmarks.seed import REFERENCES
 from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
 from docs import generate
 from pipeline.experiment import EXPERIMENT
-from tests.helpers import PROJECT, copy_project, environment, git, run, small_params, write_params
+from tests.helpers import PROJECT, copy_project, environment_with_make, git, run, small_params, write_params
 
 DOCUMENTS = [
     "README.md",
@@ -165,14 +164,7 @@ def test_the_commands_of_a_page_run(name: str, tmp_path: Path) -> None:
     run(folder, "dvc", "repro", PIPELINE_TRACKING="0")
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "small")
-    # The environment of these tests takes the place of the one that `make` would install.
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    make = tools / "make"
-    ready = " ".join(f"-o .venv/installed{kind}" for kind in ("", "-dev", "-cluster"))
-    link = f'[ -e .venv ] || ln -s "{sys.prefix}" .venv'
-    make.write_text(f'#!/bin/sh\n{link}\nexec {shutil.which("make")} {ready} "$@"\n')
-    make.chmod(0o755)
+    variables = environment_with_make(tmp_path)
     (folder / ".venv").symlink_to(sys.prefix)
     skipped = [pattern for pattern in NOT_RUN if not pattern.startswith(("make compare", "cd "))]
     lines = [line for line in shell_lines(name) if not any(re.fullmatch(pattern, line) for pattern in skipped)]
@@ -180,7 +172,6 @@ def test_the_commands_of_a_page_run(name: str, tmp_path: Path) -> None:
     # A network of two epochs may be worse in some metric; make then ends with 2.
     lines = [f"{line} || test $? = 2" if line.startswith("make review") else line for line in lines]
     script = "\n".join(["set -ex", *lines])
-    variables = environment(PATH=f"{tools}{os.pathsep}{environment()['PATH']}")
     command = ["bash", "-c", script]
     done = subprocess.run(
         command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
@@ -297,7 +288,7 @@ def test_the_committed_run_is_better_than_pca_and_within_the_bound() -> None:
 
 def test_make_targets_exist() -> None:
     """Every `make …` in a document is a target of the Makefile."""
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile") + text_of("project.mk"), re.MULTILINE))
     for name in DOCUMENTS:
         text = (PROJECT / name).read_text()
         named = re.findall(r"(?:`|^)(?:\w+=\S+ )?make ([a-z-]+)", text, re.MULTILINE)
@@ -370,10 +361,10 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_guarantee_of_the_tracking_has_its_test() -> None:
-    """Each row of the tables in docs/tracking.md and docs/ray.md names tests, and they exist."""
+    """Each row of the tables in docs/tracking.md, docs/ray.md and SECURITY.md names tests, and they exist."""
     rows = []
-    for name, heading in (("tracking", "The table"), ("ray", "What holds")):
-        table = (PROJECT / f"docs/{name}.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    for name, heading in (("docs/tracking", "The table"), ("docs/ray", "What holds"), ("SECURITY", "What holds")):
+        table = text_of(f"{name}.md").split(f"## {heading}\n")[1].split("\n## ")[0]
         rows += [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 40
     for row in rows:

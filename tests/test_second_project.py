@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from pipeline.core.checkpoint import SECONDS_BETWEEN
-from tests.helpers import PROJECT, edited, environment, git, run, start, wait_until
+from tests.helpers import PROJECT, edited, environment, environment_with_make, git, run, start, wait_until
 
 pytestmark = pytest.mark.slow
 N_EPOCHS = 60
@@ -36,6 +36,15 @@ def test_its_machinery_is_this_projects(second: Path) -> None:
     for folder in ("core", "tracking", "sweep", "review", "server"):
         for path in (PROJECT / "pipeline" / folder).glob("*.py"):
             assert (second / "pipeline" / folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_its_own_checks_pass(second: Path, tmp_path: Path) -> None:
+    """`make lint` and `make test` pass in the new project."""
+    for target in ("lint", "test"):
+        done = subprocess.run(
+            ["make", target], cwd=second, env=environment_with_make(tmp_path / target), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_run_is_in_mlflow_with_its_metrics_and_its_model(second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
