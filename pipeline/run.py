@@ -33,7 +33,8 @@ RESULTS = ["params.yaml", "dvc.lock", "reports"]
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    params = load_params()
+    params, metrics = load_params(), load_metrics()
+    headline = [with_role(role, metrics)[0] for role in ("select", "report")]
     mend_torn_locks(Path())
     dvc(*EXPERIMENT.how_to_run(params))
     if store.is_on():
@@ -43,7 +44,7 @@ def main() -> None:
             print(f"warning: {error}", file=sys.stderr)
     params = load_params()
     print_results()
-    print_changes(params)
+    print_changes(params, headline)
     announce_data(params)
 
 
@@ -57,8 +58,11 @@ def print_results() -> None:
     )
 
 
-def print_changes(params: Params) -> None:
-    """Print what differs from the last commit and how to commit it; nothing if nothing differs or git is missing."""
+def print_changes(params: Params, headline: list[str]) -> None:
+    """Print what differs from the last commit, the metrics in `headline` included, and how to commit it.
+
+    Print nothing if nothing differs or git is missing.
+    """
     try:
         if not git(Path(), "status", "--porcelain", "--", *RESULTS):
             return
@@ -66,12 +70,11 @@ def print_changes(params: Params) -> None:
         return
     committed = provenance.committed_params()
     changes: list[tuple[str, Any, Any]] = [(name, committed.get(name), value) for name, value in params.flat().items()]
-    metrics = load_metrics()
     old = committed_metrics()
     new: dict[str, float] = {}
     for path in metric_files():
         new |= numbers(json.loads(Path(path).read_text()), ".")
-    for name in (with_role(role, metrics)[0] for role in ("select", "report")):
+    for name in headline:
         changes.append((name, rounded(old.get(name)), rounded(new.get(name))))
     lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]
     code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]

@@ -27,8 +27,9 @@ def test_its_stages_and_paths_are_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -
 def test_the_model_takes_the_example(tmp_path: Path) -> None:
     """Two examples give two results, so that the number of examples stays free in MLflow's format."""
     save_model(AutoEncoder(Architecture.from_params(small_params().model)), tmp_path / "model.safetensors")
-    example = torch.from_numpy(EXPERIMENT.example_input())
-    assert len(EXPERIMENT.load_model(str(tmp_path / "model.safetensors"))(example)) == len(example) == 2
+    model = EXPERIMENT.load_model(str(tmp_path / "model.safetensors"))
+    example = torch.from_numpy(EXPERIMENT.example_input(model))
+    assert len(model(example)) == len(example) == 2
 
 
 def test_importing_it_requires_neither_torch_nor_mlflow() -> None:

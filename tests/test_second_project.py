@@ -105,6 +105,7 @@ def test_a_review_judges_it(second: Path) -> None:
     for change, verdict in (
         ({"n_epochs": 1}, "test.log_loss"),
         ({"split_seed": 1}, "was measured on other data"),
+        ({"valid_ratio": 0.3}, "valid.best_log_loss was measured on other data"),
     ):
         values = yaml.safe_load((second / "params.yaml").read_text())
         for section in values.values():

@@ -27,6 +27,8 @@ SECONDS_BETWEEN = 10.0
 # After this time another process's DVC has certainly recorded its finished training.
 SECONDS_OF_OTHERS = 3600.0
 DIGEST_BYTES = 32
+# Part of the hash that names a checkpoint. Raise it when the format of the file or of the state changes.
+FORMAT = 1
 
 
 @dataclass(frozen=True)

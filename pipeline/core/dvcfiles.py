@@ -89,9 +89,13 @@ def stages_without(names: Iterable[str]) -> list[str]:
 
 
 def declares(stage: str, name: str) -> bool:
-    """Return whether a stage of dvc.yaml declares this parameter of params.yaml (dotted name), or its section."""
+    """Return whether a stage of dvc.yaml declares this parameter of params.yaml (dotted name), its section or a part of it."""
     sections = _declared_params(stage).get("params.yaml")
-    return sections == [] or any(name == section or name.startswith(f"{section}.") for section in sections or [])
+    if sections is None:
+        return False
+    return not sections or any(
+        f"{name}.".startswith(f"{section}.") or f"{section}.".startswith(f"{name}.") for section in sections
+    )
 
 
 def with_descendants(stages: set[str]) -> set[str]:

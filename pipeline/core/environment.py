@@ -11,13 +11,14 @@ RECORD_PATH = Path("reports/environment.json")
 def record(outs: dict[str, str], environment: dict[str, str]) -> None:
     """Write the environment that produced these outputs ({path: MD5}) to RECORD_PATH, which is in git.
 
-    The file is not a DVC output, because it depends on the machine. If it already records the same hashes, it is left
-    as it is, so that reproducing the results changes nothing.
+    The file is not a DVC output, because it depends on the machine. If it already records the same hashes, and as
+    much of the environment, it is left as it is, so that reproducing the results changes nothing.
 
     Raises:
         PipelineError: the file cannot be written.
     """
-    if recorded()["outs"] != outs:
+    before = recorded()
+    if before["outs"] != outs or before["environment"].keys() != environment.keys():
         write_out(RECORD_PATH, json.dumps({"outs": outs, "environment": environment}, indent=2) + "\n")
 
 

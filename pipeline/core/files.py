@@ -33,13 +33,16 @@ def reading(path: Path, stage: str = "") -> Iterator[None]:
     """Turn errors of a block that reads an earlier stage's output into an error that names the file.
 
     Raises:
-        PipelineError: the file is missing, or the block raised one of DAMAGE. The message names the stage, if given.
+        PipelineError: the file is missing, may not be read, or the block raised one of DAMAGE. The message names the
+            stage, if given.
     """
     command = f"dvc repro {stage}".strip()
     if not path.is_file():
         raise PipelineError(f"{path} is missing; `{command}` creates it")
     try:
         yield
+    except PermissionError:
+        raise PipelineError(f"{path} cannot be read: permission denied") from None
     except DAMAGE:
         raise PipelineError(f"{path} is damaged; delete it, then `{command}` creates it again") from None
 

@@ -37,7 +37,7 @@ class Experiment:
     environment: Callable[[Any, str], dict[str, str]]
     # Load the model from a file; return two example inputs: two, so that the exported batch size stays variable.
     load_model: Callable[[str], "nn.Module"]
-    example_input: Callable[[], "np.ndarray"]
+    example_input: Callable[["nn.Module"], "np.ndarray"]
     # A one-line summary of a run's results, read from its output files.
     summary: Callable[[], str]
 

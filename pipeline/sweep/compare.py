@@ -119,10 +119,7 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         f"Trained on {trained_on or 'unknown hardware'}."
     )
     if (n_versions := runs["evaluation_code"].nunique()) > 1:
-        notes += (
-            f" The runs were evaluated by {n_versions} versions of the code, so that test metrics may not compare: "
-            "`make sweep` evaluates them again, without training them again."
-        )
+        notes += f" The runs were evaluated by {n_versions} versions of the code, so that test metrics may not compare."
     references = [
         f"{metric.note}: {values[0]:{metric.format}}"
         for column, metric in compared(metrics).items()
@@ -236,11 +233,12 @@ def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, 
     client, _ = open_store()
     chosen = curve.runs.sort_values(SEED).drop_duplicates(by).sort_values(by)
     name = EXPERIMENT.symbols.get(by, short(by))
+    context = Path(EXPERIMENT.test_path).stem
     models = {}
     for run_id, value in zip(chosen["run"], chosen[by], strict=True):
         inputs = client.get_run(run_id).inputs
         entries = inputs.dataset_inputs if inputs else []
-        digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == "test"}
+        digests = {entry.dataset.digest for entry in entries if entry.tags and entry.tags[0].value == context}
         if not digests or digests != set(md5s([EXPERIMENT.test_path]).values()):
             raise PipelineError(f"{EXPERIMENT.test_path} is not the data that the runs were measured on")
         with tempfile.TemporaryDirectory() as folder:

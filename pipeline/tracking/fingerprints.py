@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import dvcfiles
+from pipeline.core.checkpoint import FORMAT
 from pipeline.core.params_file import short
 from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import provenance
@@ -30,6 +31,7 @@ def training_hash(params: "Params", device: str) -> str:
         "params": {name: value for name, value in params.flat().items() if dvcfiles.declares(EXPERIMENT.train, name)},
         "files": dvcfiles.contents(dvcfiles.md5s(declared["deps"])),
         "environment": EXPERIMENT.environment(params, device),
+        "checkpoint": FORMAT,
     }
     return _hash(content)[:32]
 

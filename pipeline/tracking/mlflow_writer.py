@@ -5,7 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,9 @@ def import_for_the_model() -> None:
     """Import what the model needs (takes seconds) while training is still running."""
     import mlflow.pytorch  # noqa: F401
 
-    EXPERIMENT.example_input()
+    # It imports the model's code before it finds that this is no model.
+    with suppress(Exception):
+        EXPERIMENT.load_model(os.devnull)
 
 
 def batch_of(events: list[Event]) -> list[Event]:
@@ -185,7 +187,8 @@ def _export(weights: Path, path: str, description: "Model") -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    model, example = EXPERIMENT.load_model(str(weights)).eval(), EXPERIMENT.example_input()
+    model = EXPERIMENT.load_model(str(weights)).eval()
+    example = EXPERIMENT.example_input(model)
     with torch.no_grad():
         answer = model(torch.from_numpy(example)).numpy()
     given, returned = (Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, answer))

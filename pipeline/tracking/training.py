@@ -1,6 +1,8 @@
 """The context of one training: checkpoints, MLflow run and progress display."""
 
 import io
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core import dvcfiles
 from pipeline.core.checkpoint import Checkpoint
 from pipeline.core.environment import record as record_environment
+from pipeline.core.errors import PipelineError, on_one_line
 from pipeline.core.repository import CHECKPOINTS, main_root
 from pipeline.experiment import EXPERIMENT
 from pipeline.tracking.fingerprints import training_hash
@@ -25,13 +28,13 @@ class Training:
     def __init__(
         self,
         state: Any | None,
+        epochs: list[dict[str, Any]],
         save: "Callable[[Any, list[dict[str, Any]]], None]",
         run: TrainingRun,
         progress: TrainingProgress,
-        epochs: list[dict[str, Any]],
     ):
         self.state = state  # the state from which the loop resumes, last passed to `on_epoch`; None: from scratch
-        self._save, self._run, self._progress, self._epochs = save, run, progress, epochs
+        self._epochs, self._save, self._run, self._progress = epochs, save, run, progress
 
     def on_batch(self, n_examples: int) -> None:
         """Record a training step on `n_examples` examples."""
@@ -70,16 +73,24 @@ def training(
     checkpoint = Checkpoint(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
     with checkpoint.held():
         saved = checkpoint.load()
-        state, epochs = unpack(saved.content, state_types) if saved else (None, [])
+        state, epochs, n_done = None, [], 0
         if saved:
-            what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
-            print(f"resuming after epoch {len(epochs)} of {n_epochs} of a training that was {what}")
-        with training_run(params, device, Continued(saved.run, list(epochs)) if saved else None) as run:
+            try:
+                state, epochs = unpack(saved.content, state_types)
+                n_done = len(epochs)
+                what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
+                print(f"resuming after epoch {n_done} of {n_epochs} of a training that was {what}")
+            except pickle.UnpicklingError as error:
+                print(f"warning: the checkpoint is not used, {reason_of(error)}; training starts from scratch")
+        continued = Continued(saved.run, list(epochs)) if saved and n_done else None
+        with training_run(params, device, continued) as run:
 
             def save(state: Any, epochs: list[dict[str, Any]]) -> None:
+                if len(epochs) == n_done + 1:
+                    insist_on_a_loadable(state, epochs, state_types)
                 checkpoint.save(lambda: pack(state, epochs), run.id, is_last=len(epochs) == n_epochs)
 
-            yield Training(state, save, run, TrainingProgress(n_epochs, n_examples, len(epochs) + 1), epochs)
+            yield Training(state, epochs, save, run, TrainingProgress(n_epochs, n_examples, n_done + 1))
             outs = dvcfiles.md5s(dvcfiles.declared(EXPERIMENT.train)["outs"])
             record_environment(outs, EXPERIMENT.environment(params, device))
             run.log_training_outputs(params)
@@ -102,3 +113,24 @@ def unpack(content: bytes, state_types: tuple[type, ...]) -> tuple[Any, list[dic
     with torch.serialization.safe_globals(list(state_types)):
         state, epochs = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state, epochs
+
+
+def insist_on_a_loadable(state: Any, epochs: list[dict[str, Any]], state_types: tuple[type, ...]) -> None:
+    """Check that a stopped training could resume from this state.
+
+    Raises:
+        PipelineError: the state or an epoch's record holds something that `unpack` refuses.
+    """
+    try:
+        unpack(pack(state, epochs), state_types)
+    except (pickle.PicklingError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+        raise PipelineError(
+            f"the training could not resume from its state, {reason_of(error)}; name the state's classes in "
+            "`state_types`, and give Python numbers to the record"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words why a state cannot be saved or loaded."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    return f"because it holds a {refused[1]}" if refused else on_one_line(error)[:200]

@@ -10,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.autoencoder.model import Architecture, AutoEncoder
 from pipeline.autoencoder.trainer import STATE_TYPES, TrainingState, fit
 from pipeline.core import checkpoint
+from pipeline.core.errors import PipelineError
 from pipeline.params import Params
 from pipeline.tracking import training
 from pipeline.tracking.fingerprints import training_hash
@@ -63,6 +65,54 @@ def test_no_other_class_is_loaded(state: TrainingState) -> None:
     """A state with a class that is not listed is refused."""
     with pytest.raises(pickle.UnpicklingError, match="TrainingState"):
         training.unpack(training.pack(state, []), ())
+
+
+@dataclasses.dataclass
+class Record:
+    """A line of a history whose number may be numpy's."""
+
+    epoch: int
+    loss: object
+
+
+@pytest.mark.parametrize(
+    ("state", "loss", "said"),
+    [
+        ({"weights": torch.zeros(2)}, np.float64(0.5), "because it holds a numpy"),
+        (Record(1, 0.5), 0.5, r"because it holds a tests\.tracking\.test_training\.Record"),
+        ({"function": lambda: None}, 0.5, "lambda"),
+    ],
+)
+def test_a_state_that_could_not_be_loaded_is_an_error_at_once(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, state: object, loss: object, said: str
+) -> None:
+    """After the first epoch, not after a kill; the message says what to change."""
+    monkeypatch.setenv("PIPELINE_TRACKING", "0")
+    message = rf"the training could not resume from its state, .*{said}.*`state_types`"
+    with (
+        pytest.raises(PipelineError, match=message),
+        training.training(small_params(), "cpu", n_epochs=2, n_examples=1) as run,
+    ):
+        run.on_epoch(Record(1, loss), 0.1, state)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_not_used(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training starts from scratch and reports it."""
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setenv("PIPELINE_TRACKING", "0")
+    params = small_params()
+    for types, expected in (((Record,), None), ((), None)):
+        with (
+            suppress(ZeroDivisionError),
+            training.training(params, "cpu", n_epochs=2, n_examples=1, state_types=types) as run,
+        ):
+            assert run.state is expected
+            if types:
+                run.on_epoch(Record(1, 0.5), 0.1, Record(1, 0.5))
+            raise ZeroDivisionError
+    assert "warning: the checkpoint is not used, because it holds a tests.tracking" in capsys.readouterr().out
 
 
 def test_stopped_training_resumes_and_finished_one_does_not(

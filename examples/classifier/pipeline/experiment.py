@@ -34,11 +34,16 @@ def load_model(path: str) -> "nn.Module":
     return load_model(Path(path))
 
 
-def example_input() -> "np.ndarray":
-    """Return two rows of the prepared test table."""
-    from pipeline.classifier.data import load_table
+def example_input(model: "nn.Module") -> "np.ndarray":
+    """Two rows of zeros, as wide as the model's table."""
+    import numpy as np
 
-    return load_table(Path(EXPERIMENT.test_path)).features[:2]
+    return np.zeros((2, model.shape[0]), np.float32)
+
+
+def measured_on(metric: str) -> str:
+    """The validation rows for `valid.best_log_loss`, else the test rows."""
+    return f"{EXPERIMENT.data_folder}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
 
 
 def summary() -> str:
@@ -61,6 +66,7 @@ EXPERIMENT = Experiment(
     load_model=load_model,
     example_input=example_input,
     summary=summary,
+    measured_on=measured_on,
     data_title=lambda name: TITLES.get(name, name),
     by_epoch={"train_log_loss": "train log-loss", "valid_log_loss": "validation log-loss"},
     examples="rows",
