@@ -89,7 +89,7 @@ def stages_without(names: Iterable[str]) -> list[str]:
 
 
 def declares(stage: str, name: str) -> bool:
-    """Return whether a stage of dvc.yaml declares this parameter of params.yaml (dotted name), its section or a part of it."""
+    """Return whether a stage of dvc.yaml declares this parameter (dotted name), its section or a part of it."""
     sections = _declared_params(stage).get("params.yaml")
     if sections is None:
         return False

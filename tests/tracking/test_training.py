@@ -72,7 +72,8 @@ class Record:
     """A line of a history whose number may be numpy's."""
 
     epoch: int
-    loss: object
+    train_mse: object
+    valid_mse: float = 0.5
 
 
 @pytest.mark.parametrize(
