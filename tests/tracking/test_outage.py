@@ -158,8 +158,8 @@ def test_outage_costs_less_than_five_seconds_and_changes_no_byte(
 ) -> None:
     """With a server that is absent, hangs or fails, training and evaluation take less than 5 s longer than without.
 
-    The baseline is the same without tracking. The cost of each failure is the lower of two rounds. A round runs
-    everything once, so that a busy machine slows all of them. The bound allows for noise: the difference between the
+    The baseline is the same without tracking. If a failure costs more, a second round decides, because a busy
+    machine may have slowed the first one. The bound allows for noise: the difference between the
     baselines.
     """
     here = shutil.copytree(project, tmp_path / "outage", symlinks=True)
@@ -195,6 +195,8 @@ def test_outage_costs_less_than_five_seconds_and_changes_no_byte(
                 wait_until(lambda: not working_in(here, "pipeline.tracking.delivery"))
                 assert len(journals(here)) == 2  # nothing was lost
                 shutil.rmtree(here / FOLDER)
+            if max(map(max, costs.values())) < 5:
+                break
     print({trouble: [round(seconds, 1) for seconds in more] for trouble, more in costs.items()})
     # On an idle machine the two stages take some ten seconds; the bound grows with slower ones.
     slowness = max(1.0, min(baselines) / 10)
