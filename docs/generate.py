@@ -106,7 +106,7 @@ def allowed(rules: dict[str, Any]) -> str:
     if rules["type"] == "null":
         return "`null`"
     if rules["type"] == "array":
-        return f"a list of {allowed(rules['items'])}"
+        return f"a list, each {allowed(rules['items'])}"
     low, high = rules.get("minimum"), rules.get("maximum")
     above, below = rules.get("exclusiveMinimum"), rules.get("exclusiveMaximum")
     if rules["type"] == "integer":

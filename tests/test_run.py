@@ -12,6 +12,8 @@ from pipeline.run import print_changes
 from tests.helpers import PROJECT, copy_project, edited, git, run, small_params, write_params
 from tests.mirror import Mirror
 
+HEADLINE = ["valid.best_mse", "test.mse"]
+
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
@@ -73,16 +75,16 @@ def test_it_ends_with_what_changed_and_the_command_that_commits_it(fresh: Path) 
 
 def test_changed_code_belongs_to_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The `git add` names the changed modules; the output notes if no parameter and no headline metric changed."""
-    print_changes(load_params())
+    print_changes(load_params(), HEADLINE)
     assert capsys.readouterr().out == ""
     history, module = Path("reports/history.csv"), Path("pipeline/autoencoder/pca.py")
     with edited(history, "epoch,", "epoch,,"), edited(module, '"""\n', '"""\n\n# changed'):
-        print_changes(load_params())
+        print_changes(load_params(), HEADLINE)
     printed = capsys.readouterr().out
     assert "Changed since the last commit: no parameter and no headline metric" in printed
     assert "git add params.yaml dvc.lock reports pipeline/autoencoder/pca.py\n" in printed
     with edited(Path("params.yaml"), "lr: 0.005", "lr: 0.01"):
-        print_changes(load_params())
+        print_changes(load_params(), HEADLINE)
     assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]
 
 
@@ -93,7 +95,7 @@ def test_an_unreadable_last_commit_does_not_stop_it(workspace: Path, capsys: pyt
         edited(Path("reports/evaluate.json"), "{", "<<< {"),
     ):
         git(workspace, "commit", "-q", "-a", "-m", "conflicts")
-    print_changes(load_params())
+    print_changes(load_params(), HEADLINE)
     printed = capsys.readouterr().out
     assert "train.lr" in printed
     assert "test.mse               None →" in printed

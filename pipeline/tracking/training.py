@@ -73,7 +73,8 @@ def training(
     checkpoint = Checkpoint(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
     with checkpoint.held():
         saved = checkpoint.load()
-        state, epochs, n_done = None, [], 0
+        state, n_done = None, 0
+        epochs: list[dict[str, Any]] = []
         if saved:
             try:
                 state, epochs = unpack(saved.content, state_types)
