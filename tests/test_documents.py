@@ -35,7 +35,7 @@ MOST_LINES_OF_README = 150
 RUN_PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md", "docs/your-own-project.md"]
 # The commands on these and on the other pages that no test runs as they stand, and why.
 NOT_RUN = {
-    r"git clone REPOSITORY": "needs the repository's address; the test starts in a copy",
+    r"git clone REPOSITORY .*": "needs the repository's address; the test starts in a copy",
     r"cd (mnist-autoencoder|\.\./my-project)": "the test starts there",
     r"make ui": "serves until it is stopped: tests/tracking/test_ui.py",
     r"make sweep": "the default grid is 18 trainings: tests/sweep/test_sweep.py",
@@ -302,7 +302,9 @@ def test_dvc_commands_exist() -> None:
 
     shown = set()
     for name in DOCUMENTS:
-        text = (PROJECT / name).read_text()
+        text = text_of(name)
+        if name == "docs/commands.md":  # the commands' help mentions DVC's commands by their name only
+            continue
         shown |= {found.strip() for found in re.findall(r"(?<![\w/])dvc ((?!repro` )[a-z][^`#;&\n]*)", text)}
     assert len(shown) > 8
     for command in shown:

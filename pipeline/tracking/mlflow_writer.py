@@ -31,7 +31,7 @@ def import_for_the_model() -> None:
     """Import what the model needs (takes seconds) while training is still running."""
     import mlflow.pytorch  # noqa: F401
 
-    # It imports the model's code before it finds that this is no model.
+    # It imports the model's code before it reads the file, which holds no model.
     with suppress(Exception):
         EXPERIMENT.load_model(os.devnull)
 
