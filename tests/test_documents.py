@@ -19,7 +19,7 @@ from benchmarks.seed import REFERENCES
 from benchmarks.throughput import BOTTLENECK_SIZE, N_LAYERS
 from docs import generate
 from pipeline.experiment import EXPERIMENT
-from tests.helpers import PROJECT, copy_project, environment_with_make, git, run, small_params, write_params
+from tests.helpers import PROJECT, environment_with_make, git, run
 
 DOCUMENTS = [
     "README.md",
@@ -157,18 +157,18 @@ def test_every_command_runs_or_has_a_reason() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN_PAGES)
-def test_the_commands_of_a_page_run(name: str, tmp_path: Path) -> None:
-    """In their order, in a new repository with a small network on digits; those in NOT_RUN aside."""
-    folder = copy_project(tmp_path / "mnist-autoencoder")
-    write_params(small_params(), folder)
-    run(folder, "dvc", "repro", PIPELINE_TRACKING="0")
+def test_the_commands_of_a_page_run(name: str, project: Path, tmp_path: Path) -> None:
+    """In their order, in a repository with a small network on digits, without NOT_RUN and with smaller grids."""
+    folder = shutil.copytree(project, tmp_path / "mnist-autoencoder", symlinks=True)
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "small")
     variables = environment_with_make(tmp_path)
     (folder / ".venv").symlink_to(sys.prefix)
     skipped = [pattern for pattern in NOT_RUN if not pattern.startswith(("make compare", "cd "))]
     lines = [line for line in shell_lines(name) if not any(re.fullmatch(pattern, line) for pattern in skipped)]
-    lines = [line for line in lines if line != "cd mnist-autoencoder"]
+    lines = [
+        line.replace("=2,4,8 ", "=2,4 ").replace("=0,1,2'", "=0'") for line in lines if line != "cd mnist-autoencoder"
+    ]
     # A network of two epochs may be worse in some metric; make then ends with 2.
     lines = [f"{line} || test $? = 2" if line.startswith("make review") else line for line in lines]
     script = "\n".join(["set -ex", *lines])
