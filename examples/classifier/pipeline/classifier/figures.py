@@ -16,7 +16,8 @@ def confusion(counts: np.ndarray, title: str) -> Figure:
     ax.imshow(counts, cmap="Blues")
     for true, predicted in np.ndindex(*counts.shape):
         dark = counts[true, predicted] > counts.max() / 2
-        ax.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color="white" if dark else "black")
+        color = "white" if dark else "black"
+        ax.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=color)
     classes = range(len(counts))
     ax.set_xticks(classes)
     ax.set_yticks(classes)
