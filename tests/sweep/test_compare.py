@@ -402,7 +402,7 @@ def test_the_committed_study_is_that_of_its_runs(tmp_dir: Path) -> None:
     assert (list(main["bottleneck_size"]), set(main["n_seeds"])) == ([2, 4, 8, 16, 32, 64], {3})
     assert (main["test_mse"] < main["pca_mse"]).all()
     smallest = main.iloc[0]
-    said = f"over three seeds, on an AMD EPYC, it is {smallest['test_mse']:.4f} ± {smallest['test_mse_std']:.4f}"
+    said = f"Over three seeds on an AMD EPYC the MSE is {smallest['test_mse']:.4f} ± {smallest['test_mse_std']:.4f}"
     assert said in " ".join((PROJECT / "README.md").read_text().split())
 
 
