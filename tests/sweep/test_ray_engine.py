@@ -244,7 +244,7 @@ def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder).chmod(0o755)
-        driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=300", TMPDIR=folder)
+        driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=150", TMPDIR=folder)
         try:
             wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
             family = psutil.Process(driver.pid).children(recursive=True)
@@ -324,7 +324,7 @@ def as_nobody(code: str) -> str:
 @pytest.mark.slow
 def test_a_trial_survives_a_killed_worker_and_driver(workspace: Path) -> None:
     """After SIGKILL to its worker and then to the driver a trial resumes to one FINISHED run with each epoch once."""
-    grid = ["-S", "train.seed=0 train.n_epochs=300"]
+    grid = ["-S", "train.seed=0 train.n_epochs=150"]
     driver = start(workspace, *SWEEP, *grid)
     wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
     for worker in workers_of(driver):

@@ -54,13 +54,13 @@ def test_trials_run_once_in_one_store_and_a_failing_one_stops_none(workspace: Pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_resumes(workspace: Path, number: signal.Signals) -> None:
     """An interruption stops the trial and its run is KILLED; the same command resumes it and runs nothing twice."""
-    grid = ["-S", "train.seed=0,1 train.n_epochs=300", "--jobs", "1"]
+    grid = ["-S", "train.seed=0,1 train.n_epochs=150", "--jobs", "1"]
     process = start(workspace, "pipeline.sweep", *grid)
     assert process.stdout is not None
     start_line = next(line for line in process.stdout if line.startswith("0 of 2 done; running: digits k=2 seed=0"))
     assert "log: .dvc/tmp/sweep/digits-k-2-seed-0-" in start_line  # before any trial ended
     first = next(line for line in process.stdout if line.startswith("digits k="))
-    assert first.startswith("digits k=2 seed=0 n_epochs=300: valid MSE")
+    assert first.startswith("digits k=2 seed=0 n_epochs=150: valid MSE")
     wait_until(lambda: "RUNNING" in [row.info.status for row in rows(workspace)])
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=180)
@@ -73,7 +73,7 @@ def test_an_interrupted_sweep_resumes(workspace: Path, number: signal.Signals) -
     again = run(workspace, "pipeline.sweep", *grid)
     assert f"2 trials, {n_done} done, {2 - n_done} to run" in again.stdout
     finished = [row.info.run_name for row in rows(workspace) if row.info.status == "FINISHED"]
-    assert sorted(finished) == [f"digits k=2 seed={seed} n_epochs=300" for seed in (0, 1)]
+    assert sorted(finished) == [f"digits k=2 seed={seed} n_epochs=150" for seed in (0, 1)]
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_failing_shared_stage_is_shown(workspace: Path, capfd: pytest.CaptureF
 @pytest.mark.slow
 def test_a_sweep_under_nohup_survives_its_terminal(workspace: Path) -> None:
     """SIGHUP from a closed terminal is ignored under nohup and ends the sweep otherwise."""
-    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.n_epochs=300", "-S"]
+    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.n_epochs=150", "-S"]
     for line, code in (
         (["nohup", *sweep, "train.seed=0"], 0),
         ([*sweep, "train.seed=1"], 128 + signal.SIGHUP),
