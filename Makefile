@@ -105,4 +105,4 @@ clean: ## delete what a run makes again
 distclean: clean ## also delete .venv and the raw data
 	rm -rf .venv data/raw
 
-include project.mk
+-include $(dir $(lastword $(MAKEFILE_LIST)))project.mk

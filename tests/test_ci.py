@@ -278,8 +278,8 @@ def test_setup_installs_with_uv_from_pips_index_or_with_pip(tmp_path: Path) -> N
 
 def test_help_names_every_target() -> None:
     """`make help` lists each target that is not a file, in columns, within 120 characters."""
-    makefile = (PROJECT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)
+    makefiles = "".join((PROJECT / name).read_text() for name in ("Makefile", "project.mk"))
+    phony = " ".join(re.findall(r"^\.PHONY: (.*?[^\\])$", makefiles, re.MULTILINE | re.DOTALL))
     lines = subprocess.run(
         ["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
