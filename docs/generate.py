@@ -54,6 +54,14 @@ VARIABLES = {
     "MLFLOW_RUN_NAME": "the run's name",
     "MLFLOW_AUTH_ADMIN_PASSWORD": "for `make server`: the password of the user `admin`",
 }
+# Its experiment, on this project's network.
+ORIGINAL_RECIPE = """The script evaluated `n_layers` of 10, trained by Adam at a constant rate. Its recipe on this
+project's network:
+
+```sh
+dvc exp run -S model.n_layers=10 -S train.schedule=constant -S train.lr=0.001 \\
+    -S train.weight_decay=0.0 -S train.adam_beta2=0.999
+```"""
 NOTICE = "<!-- `make docs` writes this page. -->"
 
 
@@ -90,7 +98,7 @@ def parameters() -> str:
             lines.append(f"| `{section}.{key}` | `{default}` | {allowed(rules)} | {rules['description']} |")
     lines += ["", "## Flags of the original script", "", "| flag | here |", "|---|---|"]
     lines += [f"| `{flag}` | {here} |" for flag, here in ORIGINAL_FLAGS.items()]
-    lines += ["", "## Environment variables", "", "| variable | meaning |", "|---|---|"]
+    lines += ["", ORIGINAL_RECIPE, "", "## Environment variables", "", "| variable | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
     return "\n".join([*lines, ""])
 

@@ -60,8 +60,10 @@ def test_the_original_loop_trains_as_a_plain_one() -> None:
 
 
 def test_the_originals_experiment_is_one_command_away() -> None:
-    """With the parameters of the README's command, `fit` trains like the original's loop."""
-    (command,) = re.findall(r"^dvc exp run .*constant.*\\\n.*$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    """With the parameters of the command in docs/parameters.md, `fit` trains like the original's loop."""
+    (command,) = re.findall(
+        r"^dvc exp run .*constant.*\\\n.*$", (PROJECT / "docs/parameters.md").read_text(), re.MULTILINE
+    )
     changes = {key.replace(".", "__"): yaml.safe_load(value) for key, value in re.findall(r"-S (\S+)=(\S+)", command)}
     params = small_params(**changes | {"model__n_layers": 3}, train__batch_size=256, train__n_epochs=2)
     images = torch.from_numpy(random_split(4 * 256).pixels())

@@ -37,6 +37,7 @@ RUN_PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md", "docs/y
 NOT_RUN = {
     r"git clone REPOSITORY .*": "needs the repository's address; the test starts in a copy",
     r"cd (mnist-autoencoder|\.\./my-project)": "the test starts there",
+    r"dvc exp run -S model\.n_layers=10 .*": "twenty epochs of ten layers: tests/test_benchmarks.py compares it",
     r"make ui": "serves until it is stopped: tests/tracking/test_ui.py",
     r"make sweep": "the default grid is 18 trainings: tests/sweep/test_sweep.py",
     r"make sweep (SWEEP|JOBS)=.*": "an hour, or a GPU: the study",
