@@ -156,7 +156,7 @@ def is_up_to_date(stage: str) -> bool:
 
 
 def value_at(params: dict[str, Any], name: str) -> Any:
-    """Look up an entry of a stage's `params`: a section (`model`) or a value (`model.bottleneck_size`)."""
+    """Look up an entry of a stage's `params`: a section (`model`) or a value (`model.width`)."""
     section, _, key = name.partition(".")
     values = params.get(section)
     return values.get(key) if key and isinstance(values, dict) else values

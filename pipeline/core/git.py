@@ -112,7 +112,7 @@ def find_commit(name: str) -> str | None:
     commit = git_or_none("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if commit is not None:
         return commit
-    # refs/exps/<two digits of the baseline>/<its other 38>/<name>
+    # refs/exps/<first 2 hex characters of the baseline>/<its other 38>/<name>
     listed = git(HERE, "for-each-ref", "--format=%(refname) %(objectname)", f"refs/exps/*/*/{name}").splitlines()
     experiments = [(*ref.split("/")[2:4], commit) for ref, commit in map(str.split, listed)]
     if len(experiments) > 1:
@@ -137,7 +137,7 @@ def experiments() -> dict[tuple[str, str], str]:
     found = {}
     for line in listed.splitlines():
         ref, commit = line.split()
-        # refs/exps/<2 digits>/<38 digits>/<name>; DVC keeps other refs next to these.
+        # refs/exps/<2 hex characters>/<38>/<name>; DVC keeps other refs next to these.
         parts = ref.split("/")
         if len(parts) == 5 and len(parts[2]) == 2:
             found[parts[2] + parts[3], parts[4]] = commit

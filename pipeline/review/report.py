@@ -157,7 +157,7 @@ def bullets(reasons: dict[str, list[str]]) -> str:
 
 
 def text(value: Any) -> str:
-    """Format a value for a table's cell, floats with six significant digits."""
+    """Format a value for a table's cell, floats with six significant figures."""
     shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     return shown.replace("|", "\\|").replace("\n", " ")
 

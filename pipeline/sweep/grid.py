@@ -54,7 +54,7 @@ class Point:
 
 
 def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
-    """Parse `name=value,value` arguments, each of which may hold several, to {'model.bottleneck_size': [2, 4], …}.
+    """Parse `name=value,value` arguments, each of which may hold several, to {'model.width': [2, 4], …}.
 
     Raises:
         PipelineError: a part is not `name=values`, or a name is given twice.
@@ -108,7 +108,7 @@ def changed_names(points: list[Point]) -> set[str]:
 
 
 def default_name(grid: dict[str, list[Any]]) -> str:
-    """Name a sweep after its parameters, with the value of those that have only one: `bottleneck_size,seed=0`."""
+    """Name a sweep after its parameters, with the value of those that have only one: `width,seed=0`."""
     return ",".join(short(name) + (f"={values[0]}" if len(values) == 1 else "") for name, values in grid.items())
 
 

@@ -111,7 +111,7 @@ def _environment_secrets() -> set[str]:
     secrets = set()
     for name, value in os.environ.items():
         # A number in a variable named …TOKENS… is a limit, not a secret.
-        if SECRET_NAME.search(name) and not ("TOKENS" in name.upper() and value.isdigit()):
+        if SECRET_NAME.search(name) and not ("TOKENS" in name.upper() and value.isdecimal()):
             secrets.add(value)
         secrets |= {match["secret"] for pattern in (IN_VARIABLE, *SECRETS[1:]) for match in pattern.finditer(value)}
     secrets |= {unquote(secret) for secret in secrets}
