@@ -345,4 +345,4 @@ def test_a_trial_survives_a_killed_worker_and_driver(workspace: Path) -> None:
     assert set(statuses(workspace)) <= {"FINISHED", "KILLED"}
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     steps = [point.step for point in client.get_metric_history(finished[0].info.run_id, "train/mse")]
-    assert sorted(steps) == list(range(1, 301))
+    assert sorted(steps) == list(range(1, 151))
