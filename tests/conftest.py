@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.tracking import delivery
-from tests.helpers import copy_project, git, run, small_params, write_params, write_results
+from tests.helpers import copy_project, copy_toy, git, run, small_params, write_params, write_results
 from tests.mirror import Mirror
 
 
@@ -85,4 +85,26 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_params(small_params(), folder)
     git(folder, "commit", "-q", "-a", "-m", "small")
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project with the toy experiment, in a path with spaces, after `dvc repro` and with committed results.
+
+    A test that changes it must restore it.
+    """
+    folder = copy_toy(tmp_path_factory.mktemp("a path") / "with a toy")
+    run(folder, "dvc", "repro")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "results")
+    return folder
+
+
+@pytest.fixture
+def toy_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a committed project with the toy experiment. Nothing has run in it."""
+    folder = copy_toy(tmp_path / "workspace")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder

@@ -1,6 +1,7 @@
 """Helpers for several test files: small data, copies of the project, and running its commands."""
 
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,6 @@ from pipeline import train
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.splits import Split
 from pipeline.autoencoder.trainer import Callback
-from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -67,6 +67,17 @@ def write_params(params: Params, folder: Path = Path()) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(), sort_keys=False))
 
 
+def set_params(folder: Path, **changes: Any) -> None:
+    """Change values in a folder's params.yaml: `train__seed=1` sets `seed` in the section `train`."""
+    path = folder / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        section, key = name.split("__")
+        assert key in values[section]
+        values[section][key] = value
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
 @contextmanager
 def edited(path: Path, old: str, new: str) -> Iterator[None]:
     """Change one file inside the block and restore it afterwards."""
@@ -89,19 +100,31 @@ def save_every_epoch(folder: Path) -> None:
 
 def copy_project(target: Path) -> Path:
     """Copy the working tree's files into a new git repository with one commit."""
+    return repository({name: PROJECT / name for name in listed(".")}, target)
+
+
+def copy_toy(target: Path) -> Path:
+    """Make a git repository with one commit: this project's machinery, and tests/toy as its experiment."""
+    machinery = runpy.run_path(str(PROJECT / "examples/new_project.py"))["MACHINERY"]
+    files = {name: PROJECT / name for name in listed(*machinery)}
+    files |= {name.removeprefix("tests/toy/"): PROJECT / name for name in listed("tests/toy")}
+    return repository(files, target)
+
+
+def listed(*paths: str) -> list[str]:
+    """Return the working tree's files under these paths, without those that git ignores."""
     if PROJECT.name == "mutants":
         pytest.skip("mutmut's copy of the project is not in git")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=PROJECT,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (PROJECT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, target / name)
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *paths]
+    found = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True, text=True).stdout.split("\0")
+    return [name for name in found if (PROJECT / name).is_file()]
+
+
+def repository(files: dict[str, Path], target: Path) -> Path:
+    """Copy files, {name: path}, into a new git repository with one commit."""
+    for name, path in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target / name)
     git(target, "init", "-q", "-b", "main")
     git(target, "add", "-A")
     git(target, "commit", "-q", "-m", "copy")
@@ -175,10 +198,8 @@ def rows(project: Path) -> list[Run]:
 def stored(uri: str) -> list[Run]:
     """Return all runs of a store, newest first."""
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT.name)
-    if experiment is None:
-        return []
-    return list(client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["start_time DESC"]))
 
 
 def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:

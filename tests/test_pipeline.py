@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import copy_project, edited, environment, git, rows, run, small_params, write_params
+from tests.helpers import edited, environment, git, rows, run
 
 
 def would_run(project: Path) -> list[str]:
@@ -97,20 +97,18 @@ def test_bad_parameters_lose_nothing(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Path) -> None:
+def test_experiments_from_temporary_folders_land_in_the_main_store(toy_workspace: Path, tmp_path: Path) -> None:
     """Every experiment's run and its metrics are in the main store.
 
     The experiments are `exp run` from a subfolder with a stale DVC_ROOT, `--temp`, and `--queue` with two workers. A
     sweep counts all of them as done and tags their runs.
     """
-    project = copy_project(tmp_path / "main repository")
-    write_params(small_params(), project)
-    git(project, "commit", "-q", "-a", "-m", "small")
+    project = toy_workspace
     git(tmp_path, "init", "-q", "elsewhere")
-    run(project / "docs", "dvc", "exp", "run", "../dvc.yaml", DVC_ROOT=str(tmp_path / "elsewhere"))
-    run(project, "dvc", "exp", "run", "--temp", "-S", "model.bottleneck_size=3")
-    for size in (4, 5):
-        run(project, "dvc", "exp", "run", "--queue", "-S", f"model.bottleneck_size={size}")
+    run(project / "models", "dvc", "exp", "run", "../dvc.yaml", DVC_ROOT=str(tmp_path / "elsewhere"))
+    run(project, "dvc", "exp", "run", "--temp", "-S", "model.degree=3")
+    for degree in (4, 5):
+        run(project, "dvc", "exp", "run", "--queue", "-S", f"model.degree={degree}")
     # The workers inherit the output streams. With a pipe, the call would return only after the last worker ends.
     subprocess.run(
         [sys.executable, "-m", "dvc", "queue", "start", "-j", "2"],
@@ -123,16 +121,16 @@ def test_experiments_from_temporary_folders_land_in_the_main_store(tmp_path: Pat
     )
     wait_for_queue(project)
     found = rows(project)
-    sizes = sorted(int(row.data.params["model.bottleneck_size"]) for row in found)
-    assert sizes == [2, 3, 4, 5]
+    degrees = sorted(int(row.data.params["model.degree"]) for row in found)
+    assert degrees == [2, 3, 4, 5]
     for row in found:
         assert row.info.status == "FINISHED"
         assert "test/mse" in row.data.metrics
         assert row.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
         assert row.data.tags["dvc.experiment"]
-    sweep = run(project, "pipeline.sweep", "-S", "model.bottleneck_size=2,3,4,5,6", "--name", "sizes")
+    sweep = run(project, "pipeline.sweep", "-S", "model.degree=2,3,4,5,6", "--name", "degrees")
     assert "5 trials, 4 done, 1 to run" in sweep.stdout
-    assert [row.data.tags["sweep"] for row in rows(project)] == ["sizes"] * 5
+    assert [row.data.tags["sweep"] for row in rows(project)] == ["degrees"] * 5
 
 
 def wait_for_queue(project: Path) -> None:

@@ -114,11 +114,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def mine(project: Path, tmp_path: Path) -> Path:
+def mine(toy: Path, tmp_path: Path) -> Path:
     """Return a clone with results and cache and with an origin. No DVC remote is configured."""
-    folder = shutil.copytree(project, tmp_path / "mine", symlinks=True)
-    git(folder, "add", "-A")
-    git(folder, "commit", "-q", "-m", "results")
+    folder = shutil.copytree(toy, tmp_path / "mine", symlinks=True)
     git(tmp_path, "init", "-q", "--bare", "-b", "main", "team.git")
     git(folder, "remote", "add", "origin", str(tmp_path / "team.git"))
     git(folder, "push", "-q", "origin", "main")
@@ -157,10 +155,10 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def test_pulled_results_need_not_be_computed(mine: Path, yours: Path, server: Server) -> None:
     """After `dvc pull` every file has the same bytes, and `dvc repro` runs nothing."""
-    assert "models/autoencoder.safetensors" not in results(yours)
+    assert "models/polynomial.safetensors" not in results(yours)
     server.dvc(yours, "pull")
     assert results(yours) == results(mine)
-    assert "models/autoencoder.safetensors" in results(yours)
+    assert "models/polynomial.safetensors" in results(yours)
     said = server.dvc(yours, "repro").stdout
     assert "Running stage" not in said
     assert "Data and pipelines are up to date." in said
@@ -275,7 +273,7 @@ def test_a_failed_pull_leaves_the_clone_unchanged(
 
 def test_a_file_damaged_in_the_remote_is_refused(mine: Path, yours: Path, server: Server, tmp_path: Path) -> None:
     """With `verify` DVC refuses the file, and without it DVC accepts the file, as docs/remote.md warns."""
-    model = "models/autoencoder.safetensors"
+    model = "models/polynomial.safetensors"
     content = results(mine)[model]
     (stored,) = [path for path in server.files.rglob("*") if path.is_file() and path.read_bytes() == content]
     stored.chmod(0o644)
@@ -317,7 +315,7 @@ def test_gc_deletes_what_its_clone_does_not_have(mine: Path, yours: Path, server
     server.dvc(yours, clean_up, "--force")
     assert n_files(server.files) == n_of_main
     server.dvc(yours, "pull")
-    assert results(yours)["data/prepared/train.safetensors"] == results(mine)["data/prepared/train.safetensors"]
+    assert results(yours)["data/prepared/train.npy"] == results(mine)["data/prepared/train.npy"]
 
 
 def n_files(folder: Path) -> int:

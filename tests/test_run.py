@@ -1,6 +1,7 @@
 """Test `make run` with and without a mirror."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pipeline.core.dvc_cli import dvc
 from pipeline.core.errors import PipelineError
 from pipeline.params import load_params
 from pipeline.run import print_changes
-from tests.helpers import PROJECT, copy_project, edited, git, run, small_params, write_params
+from tests.helpers import PROJECT, copy_project, edited, git, run, set_params, small_params, write_params
 from tests.mirror import Mirror
 
 HEADLINE = ["valid.best_mse", "test.mse"]
@@ -58,19 +59,20 @@ def test_dvcs_hints_are_left_out(tmp_dir: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_it_ends_with_what_changed_and_the_command_that_commits_it(fresh: Path) -> None:
+def test_it_ends_with_what_changed_and_the_command_that_commits_it(toy: Path, tmp_path: Path) -> None:
     """The output ends with parameters, headline metrics and one `git add`, whose commit holds results of its code."""
-    write_params(small_params(), fresh)
-    printed = run(fresh, "pipeline.run").stdout
+    here = shutil.copytree(toy, tmp_path / "changed", symlinks=True)
+    set_params(here, train__lr=0.2)
+    printed = run(here, "pipeline.run").stdout
     changed = printed.split("Changed since the last commit\n")[1].splitlines()
-    assert changed[0].split() == ["data.dataset", "mnist", "→", "digits"]
+    assert changed[0].split() == ["train.lr", "0.1", "→", "0.2"]
     assert [line.split()[0] for line in changed[1:3]] == ["valid.best_mse", "test.mse"]
     _, command = changed[3].split(": ")
     assert command == "git add params.yaml dvc.lock reports"
-    git(fresh, *command.split()[1:])
-    git(fresh, "commit", "-q", "-m", "as it says")
-    assert run(fresh, "pipeline.review", "HEAD~1", "HEAD", ok=False).returncode != 3
-    assert "Changed since" not in run(fresh, "pipeline.run").stdout
+    git(here, *command.split()[1:])
+    git(here, "commit", "-q", "-m", "as it says")
+    assert run(here, "pipeline.review", "HEAD~1", "HEAD", ok=False).returncode != 3
+    assert "Changed since" not in run(here, "pipeline.run").stdout
 
 
 def test_changed_code_belongs_to_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,11 +89,11 @@ def test_a_killed_training_resumes_to_the_same_bytes(second: Path) -> None:
 
 def test_a_sweep_is_compared(second: Path) -> None:
     """A sweep over two parameters runs, and the comparison's table has the example's metrics."""
-    run(second, "pipeline.sweep", "-S", "model.hidden_size=4,16 train.seed=0,1")
+    run(second, "pipeline.sweep", "-S", "model.hidden_size=4,16 train.seed=1")
     run(second, "pipeline.sweep.compare")
     table = (second / "reports/compare/table.md").read_text()
     assert "| model.hidden_size | seeds | validation log-loss | test log-loss | test accuracy | parameters |" in table
-    assert "| 4 | 2 |" in table
+    assert "| 4 | 1 |" in table
     assert "the share of the largest class:" in table
     assert not (second / "reports/compare/reconstructions.png").exists()
     assert "MLflow holds the workspace's run" in run(second, "pipeline.tracking.sync").stdout
@@ -104,7 +104,6 @@ def test_a_review_judges_it(second: Path) -> None:
     """By the example's metrics.yaml, a worse log-loss fails, and metrics on other data are not compared."""
     for change, verdict in (
         ({"n_epochs": 1}, "test.log_loss"),
-        ({"split_seed": 1}, "was measured on other data"),
         ({"valid_ratio": 0.3}, "valid.best_log_loss was measured on other data"),
     ):
         values = yaml.safe_load((second / "params.yaml").read_text())

@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -82,7 +83,8 @@ def training(
                 what = "finished, but DVC was stopped before it recorded that" if saved.is_finished else "stopped"
                 print(f"resuming after epoch {n_done} of {n_epochs} of a training that was {what}")
             except pickle.UnpicklingError as error:
-                print(f"warning: the checkpoint is not used, {reason_of(error)}; training starts from scratch")
+                problem = f"the checkpoint is not used, {reason_of(error)}; training starts from scratch"
+                print(f"warning: {problem}", file=sys.stderr)
         continued = Continued(saved.run, list(epochs)) if saved and n_done else None
         with training_run(params, device, continued) as run:
 

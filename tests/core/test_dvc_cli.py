@@ -5,25 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import git, run
+from tests.helpers import run
 
 
 @pytest.mark.parametrize("torn", ["", '{"write": {"models/autoenc'], ids=["empty", "half"])
-def test_truncated_rwlock_is_repaired(project: Path, torn: str) -> None:
+def test_truncated_rwlock_is_repaired(toy: Path, torn: str) -> None:
     """`dvc repro` fails on a truncated rwlock; `make run` deletes it with a message, and leaves a valid one alone."""
-    rwlock = project / ".dvc/tmp/rwlock"
+    rwlock = toy / ".dvc/tmp/rwlock"
     rwlock.write_text(torn)
-    assert "JSON structure is corrupted" in run(project, "dvc", "repro", ok=False).stderr
-    said = run(project, "pipeline.run", PIPELINE_TRACKING="0").stderr
+    assert "JSON structure is corrupted" in run(toy, "dvc", "repro", ok=False).stderr
+    said = run(toy, "pipeline.run", PIPELINE_TRACKING="0").stderr
     assert "rwlock was left half written when DVC was killed; deleted" in said
     rwlock.write_text("{}")
-    assert "rwlock" not in run(project, "pipeline.run", PIPELINE_TRACKING="0").stderr
+    assert "rwlock" not in run(toy, "pipeline.run", PIPELINE_TRACKING="0").stderr
 
 
 @pytest.mark.parametrize("share", [0, 0.9], ids=["empty", "half"])
-def test_truncated_dvc_lock_is_repaired(project: Path, tmp_path: Path, share: float) -> None:
+def test_truncated_dvc_lock_is_repaired(toy: Path, tmp_path: Path, share: float) -> None:
     """`make run` restores a truncated dvc.lock from git with a message, and ends with the original content."""
-    here = shutil.copytree(project, tmp_path / "torn", symlinks=True)
+    here = shutil.copytree(toy, tmp_path / "torn", symlinks=True)
     lock = here / "dvc.lock"
     whole = lock.read_text()
     n_kept = int(len(whole) * share)
@@ -35,11 +35,9 @@ def test_truncated_dvc_lock_is_repaired(project: Path, tmp_path: Path, share: fl
     assert lock.read_text() == whole
 
 
-def test_sync_repairs_truncated_dvc_lock(project: Path, tmp_path: Path) -> None:
+def test_sync_repairs_truncated_dvc_lock(toy: Path, tmp_path: Path) -> None:
     """`make sync`, which reads dvc.lock without DVC, restores a truncated one from git."""
-    here = shutil.copytree(project, tmp_path / "torn", symlinks=True)
-    git(here, "add", "-A")
-    git(here, "commit", "-q", "-m", "results")
+    here = shutil.copytree(toy, tmp_path / "torn", symlinks=True)
     lock = here / "dvc.lock"
     whole = lock.read_text()
     lock.write_text(whole[: whole.index("path: ") + 7])
@@ -47,9 +45,9 @@ def test_sync_repairs_truncated_dvc_lock(project: Path, tmp_path: Path) -> None:
     assert lock.read_text() == whole
 
 
-def test_dvc_lock_with_conflicts_is_left_alone(project: Path, tmp_path: Path) -> None:
+def test_dvc_lock_with_conflicts_is_left_alone(toy: Path, tmp_path: Path) -> None:
     """`make run` leaves a dvc.lock with merge conflicts as it is."""
-    here = shutil.copytree(project, tmp_path / "conflicts", symlinks=True)
+    here = shutil.copytree(toy, tmp_path / "conflicts", symlinks=True)
     lock = here / "dvc.lock"
     conflicts = lock.read_text() + "<<<<<<< HEAD\n=======\n>>>>>>> other\n"
     lock.write_text(conflicts)

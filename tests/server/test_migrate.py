@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 
 from pipeline.core.errors import PipelineError
-from pipeline.experiment import EXPERIMENT
 from pipeline.server import migrate, postgres
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.store import follow_a_moved_repository, store_name
@@ -33,14 +32,14 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project after a run, in a renamed folder, with other kinds of entries in its MLflow store."""
+def repository(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy project after a run, in a renamed folder, with other kinds of entries in its MLflow store."""
     folder = tmp_path_factory.mktemp("moved")
     copy = folder / "at first"
-    shutil.copytree(project, copy, symlinks=True)
+    shutil.copytree(toy, copy, symlinks=True)
     follow_a_moved_repository(f"sqlite:///{copy}/mlflow.db", copy)
     client = MlflowClient(f"sqlite:///{copy}/mlflow.db")
-    experiment = client.get_experiment_by_name(EXPERIMENT.name)
+    experiment = client.get_experiment_by_name("toy")
     assert experiment is not None
     made = client.create_run(experiment.experiment_id, start_time=1, run_name="ünïcode").info.run_id
     points = [Metric("loss", value, time, step) for step, time, value in STEPS]
@@ -149,7 +148,7 @@ def test_a_migration_copies_everything_or_nothing(repository: Path, folder: Path
 
         highest = max(int(experiment.experiment_id) for experiment in old.search_experiments())
         assert new.create_experiment("a new one") == str(highest + 1)
-        experiment = new.get_experiment_by_name(EXPERIMENT.name)
+        experiment = new.get_experiment_by_name("toy")
         assert experiment is not None
         run_id = new.create_run(experiment.experiment_id).info.run_id
         new.log_text(run_id, "new", "new.txt")

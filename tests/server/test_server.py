@@ -36,9 +36,9 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def team(project: Path, folder: Path) -> Iterator[TeamServer]:
+def team(toy: Path, folder: Path) -> Iterator[TeamServer]:
     """The server with its defaults."""
-    server = TeamServer(project, folder)
+    server = TeamServer(toy, folder)
     server.start()
     yield server
     server.stop()
@@ -58,24 +58,24 @@ def lives(process: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-def test_a_run_is_on_the_server_with_its_artifacts(project: Path, team: TeamServer) -> None:
+def test_a_run_is_on_the_server_with_its_artifacts(toy: Path, team: TeamServer) -> None:
     """After a training and `make sync` the server has parameters, metrics by epoch, files and a loadable model."""
-    run(project, "pipeline.train", MLFLOW_TRACKING_URI=team.address)
-    synced = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=team.address)
+    run(toy, "pipeline.train", MLFLOW_TRACKING_URI=team.address)
+    synced = run(toy, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=team.address)
     assert "MLflow holds the workspace's run" in synced.stdout
     (row,) = stored(team.address)
     assert row.info.status == "FINISHED"
-    assert row.data.params["data.dataset"] == "digits"
+    assert row.data.params["data.dataset"] == "wave"
     client = MlflowClient(team.address)
     assert [point.step for point in client.get_metric_history(row.info.run_id, "train/mse")] == [1, 2]
-    assert {"models/autoencoder.safetensors", "reports/history.csv"} <= artifacts(client, row.info.run_id)
+    assert {"models/polynomial.safetensors", "reports/history.csv"} <= artifacts(client, row.info.run_id)
     (model,) = client.search_logged_models([row.info.experiment_id])
     loading = f"import mlflow; mlflow.pytorch.load_model('models:/{model.model_id}')"
-    (project / "loading.py").write_text(loading)
+    (toy / "loading.py").write_text(loading)
     try:
-        run(project, "loading", MLFLOW_TRACKING_URI=team.address)
+        run(toy, "loading", MLFLOW_TRACKING_URI=team.address)
     finally:
-        (project / "loading.py").unlink()
+        (toy / "loading.py").unlink()
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_it_ends_cleanly_and_survives_a_kill(team: TeamServer) -> None:
 
 
 @pytest.mark.slow
-def test_beyond_loopback_it_requires_passwords(project: Path) -> None:
+def test_beyond_loopback_it_requires_passwords(toy: Path) -> None:
     """No password, MLflow's old default and a wrong password get 401; names of other hosts and pages are refused.
 
     MLflow's assistant is not available. A user who is not an admin delivers a run with the password in the address.
@@ -122,7 +122,7 @@ def test_beyond_loopback_it_requires_passwords(project: Path) -> None:
     secrets = [IN_ADDRESS, IN_ENVIRONMENT, ADMIN_PASSWORD]
     with server_folder() as folder:
         team = TeamServer(
-            project,
+            toy,
             folder,
             "--host",
             "0.0.0.0",
@@ -143,27 +143,27 @@ def test_beyond_loopback_it_requires_passwords(project: Path) -> None:
             assert team.status("admin", ADMIN_PASSWORD, Origin="http://elsewhere.example") == 403
 
             as_admin: dict[str, Any] = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": ADMIN_PASSWORD}
-            (project / "new_user.py").write_text(
+            (toy / "new_user.py").write_text(
                 "from mlflow.server import get_app_client\n"
                 f"get_app_client('basic-auth', '{team.address}').create_user('bob', '{IN_ADDRESS}')\n"
             )
-            run(project, "new_user", **as_admin)
-            (project / "new_user.py").unlink()
+            run(toy, "new_user", **as_admin)
+            (toy / "new_user.py").unlink()
             # The admin creates the experiment that bob adds to.
-            run(project, "pipeline.tracking.ui", MLFLOW_TRACKING_URI=team.address, **as_admin)
+            run(toy, "pipeline.tracking.ui", MLFLOW_TRACKING_URI=team.address, **as_admin)
             address = team.address.replace("//", f"//bob:{IN_ADDRESS}@")
-            done = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=address, DEPLOY_TOKEN=IN_ENVIRONMENT)
+            done = run(toy, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=address, DEPLOY_TOKEN=IN_ENVIRONMENT)
             printed = done.stdout + done.stderr
             refused = run(
-                project, "pipeline.tracking.sync", ok=False, MLFLOW_TRACKING_URI=address.replace("horse", "donkey")
+                toy, "pipeline.tracking.sync", ok=False, MLFLOW_TRACKING_URI=address.replace("horse", "donkey")
             )
             assert refused.returncode == 2
             assert refused.stderr.startswith("error: the MLflow store cannot be opened:")
 
             dump = team.dump()
-            assert "autoencoder.safetensors" not in dump  # it is a file
-            assert "digits k=2 seed=0" in dump
-            assert list((folder / "server/artifacts").rglob("autoencoder.safetensors"))
+            assert "polynomial.safetensors" not in dump  # it is a file
+            assert "degree=2 seed=0" in dump
+            assert list((folder / "server/artifacts").rglob("polynomial.safetensors"))
             for process in team.processes()[1:]:
                 with suppress(psutil.NoSuchProcess):  # PostgreSQL's processes come and go
                     assert ADMIN_PASSWORD not in " ".join([*process.cmdline(), *process.environ().values()])
@@ -174,7 +174,7 @@ def test_beyond_loopback_it_requires_passwords(project: Path) -> None:
         finally:
             team.stop()
         for secret in secrets:
-            assert files_with(secret, folder, project / ".mlflow-journal") == []
+            assert files_with(secret, folder, toy / ".mlflow-journal") == []
 
 
 @pytest.mark.parametrize("password", [None, "short", "password1234"])

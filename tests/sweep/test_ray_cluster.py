@@ -18,11 +18,10 @@ from tests.helpers import (
     files_with,
     git,
     run,
-    small_params,
+    set_params,
     start,
     stored,
     wait_until,
-    write_params,
 )
 from tests.team_server import TeamServer, server_folder
 
@@ -88,19 +87,19 @@ def names(server: TeamServer, status: str) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_every_trial_survives_a_lost_node(workspace: Path) -> None:
+def test_every_trial_survives_a_lost_node(toy_workspace: Path) -> None:
     """If a node is killed in mid-sweep, its trial runs again on the other one, and each trial has one FINISHED run.
 
     Finished trials are not run again. A trial that is too large for every node fails with one line. Passwords in the
     store's address and in the environment, and Ray's token, are in no table, artifact, log (including Ray's own),
     journal or file of a node.
     """
-    write_params(small_params(train__threads=1, train__device="cpu", train__n_epochs=150), workspace)
-    git(workspace, "commit", "-q", "-a", "-m", "one thread")
+    set_params(toy_workspace, train__n_epochs=40, train__pause=0.5)
+    git(toy_workspace, "commit", "-q", "-a", "-m", "longer")
     sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1")
-    points = {f"digits k=2 seed={seed}": 1 for seed in range(2)}
+    points = {f"degree=2 seed={seed}": 1 for seed in range(2)}
     with server_folder() as folder:
-        server = TeamServer(workspace, folder)
+        server = TeamServer(toy_workspace, folder)
         server.start()
         try:
             with ray_cluster(folder) as cluster:
@@ -111,7 +110,7 @@ def test_every_trial_survives_a_lost_node(workspace: Path) -> None:
                     "DEPLOY_TOKEN": IN_ENVIRONMENT,
                     **cluster.settings,
                 }
-                driver = start(workspace, *sweep, "--address", cluster.address, **settings)
+                driver = start(toy_workspace, *sweep, "--address", cluster.address, **settings)
                 wait_until(lambda: driver.poll() is not None or names(server, "RUNNING").total() == 2, 180)
                 cluster.kill("first")
                 out, err = driver.communicate(timeout=900)
@@ -120,12 +119,12 @@ def test_every_trial_survives_a_lost_node(workspace: Path) -> None:
                 assert "2 of 2 done" in out
                 assert names(server, "FINISHED") == points
                 assert names(server, "KILLED").total() == len(stored(server.address)) - 2 == 1
-                again = run(workspace, *sweep, "--address", cluster.address, **settings)
+                again = run(toy_workspace, *sweep, "--address", cluster.address, **settings)
                 assert "2 trials, 2 done, 0 to run" in again.stdout
                 assert list((folder / "first").glob("ray-sweep-*/*"))
                 assert not list((folder / "second").glob("ray-sweep-*/*"))
                 too_large = (*sweep, "-S", "train.threads=64", "--address", cluster.address)
-                large = run(workspace, *too_large, ok=False, **settings)
+                large = run(toy_workspace, *too_large, ok=False, **settings)
                 assert large.returncode == 2
                 assert "a trial needs 64 CPUs (train.threads), but the cluster's largest node has" in large.stderr
             dump = server.dump()
@@ -134,20 +133,20 @@ def test_every_trial_survives_a_lost_node(workspace: Path) -> None:
         assert list((folder / "ray").glob("session_*/logs/raylet.out"))
         for secret in (IN_ADDRESS, IN_ENVIRONMENT, TOKEN):
             assert secret not in dump + out + err + again.stdout + again.stderr
-            assert files_with(secret, folder, workspace) == []
+            assert files_with(secret, folder, toy_workspace) == []
 
 
 @pytest.mark.slow
-def test_missing_cluster_fails_with_one_line(workspace: Path) -> None:
+def test_missing_cluster_fails_with_one_line(toy_workspace: Path) -> None:
     """A missing cluster is reported within two minutes, although Ray itself tries for more than ten."""
     code = (
         "from pipeline.sweep import ray_engine\nfrom pipeline.core.errors import run_command\n"
         "def main():\n    with ray_engine.cluster('127.0.0.1:9', 1):\n        pass\n"
         "run_command(main)\n"
     )
-    (workspace / "connecting.py").write_text(code)
+    (toy_workspace / "connecting.py").write_text(code)
     started = time.monotonic()
-    done = run(workspace, "connecting", ok=False, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    done = run(toy_workspace, "connecting", ok=False, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     assert done.returncode == 2
     assert "error: no Ray cluster at 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr

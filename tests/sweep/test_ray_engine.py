@@ -1,4 +1,4 @@
-"""`make sweep ENGINE=ray`: real sweeps on this machine, on digits with a small network."""
+"""`make sweep ENGINE=ray`: real sweeps on this machine."""
 
 import getpass
 import os
@@ -151,44 +151,44 @@ def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_on_ray_equals_dvc_to_the_bit(workspace: Path) -> None:
+def test_a_trial_on_ray_equals_dvc_to_the_bit(toy_workspace: Path) -> None:
     """Ray and DVC write the same bytes; a failing trial does not stop the others; finished trials are not run again."""
     grid = ["-S", "train.seed=0,1 train.device=cpu,cuda:99"]
-    done = run(workspace, "pipeline.sweep", "--engine", "ray", *grid, ok=False)
+    done = run(toy_workspace, "pipeline.sweep", "--engine", "ray", *grid, ok=False)
     assert "4 trials, 0 done, 4 to run" in done.stdout
     assert done.returncode == 1
     failed = [line.strip() for line in done.stderr.partition("failed:\n")[2].splitlines()]
-    assert {line.partition(": ")[0] for line in failed} == {f"digits k=2 seed={seed} device=cuda:99" for seed in (0, 1)}
-    assert "cuda:99 is not on this machine" in (workspace / failed[0].partition(": ")[2]).read_text()
+    assert {line.partition(": ")[0] for line in failed} == {f"degree=2 seed={seed} device=cuda:99" for seed in (0, 1)}
+    assert "cuda:99 is not on this machine" in (toy_workspace / failed[0].partition(": ")[2]).read_text()
     assert "to bring it here: dvc exp run -S train.seed=" in done.stdout
-    on_ray = {row.info.run_name: row for row in rows(workspace)}
+    on_ray = {row.info.run_name: row for row in rows(toy_workspace)}
     assert {row.info.status for row in on_ray.values()} == {"FINISHED"}
     assert len(on_ray) == 2
 
-    again = run(workspace, "pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1", "--name", "again")
+    again = run(toy_workspace, "pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1", "--name", "again")
     assert "2 trials, 2 done, 0 to run" in again.stdout
-    names = [row.data.tags[SWEEP_TAG] for row in rows(workspace)]
+    names = [row.data.tags[SWEEP_TAG] for row in rows(toy_workspace)]
     assert names == ["seed,device | again"] * 2
 
-    run(workspace, "dvc", "repro")
-    by_dvc = rows(workspace)[0]
-    same = on_ray["digits k=2 seed=0 device=cpu"]
+    run(toy_workspace, "dvc", "repro")
+    by_dvc = rows(toy_workspace)[0]
+    same = on_ray["degree=2 seed=0 device=cpu"]
     assert by_dvc.info.run_id != same.info.run_id
     for tag in ("fingerprint", "evaluation"):  # hashes of all files that train wrote, and that evaluate read and wrote
         assert by_dvc.data.tags[tag] == same.data.tags[tag]
     only_there = {name for name in same.data.tags if name not in by_dvc.data.tags}
     assert only_there <= {"sweep", "sweep.point"}
-    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{toy_workspace}/mlflow.db")
     paths = [{item.path for item in client.list_artifacts(row.info.run_id)} for row in (by_dvc, same)]
     assert paths[0] == paths[1]
 
 
 @pytest.mark.slow
-def test_a_node_that_cannot_store_files_fails_the_trial(workspace: Path) -> None:
+def test_a_node_that_cannot_store_files_fails_the_trial(toy_workspace: Path) -> None:
     """The trial fails with one line in its log, without a traceback, and the sweep exits with 1."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(workspace)
-        done = run(workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
+        Path(folder, f"ray-sweep-{getpass.getuser()}").symlink_to(toy_workspace)
+        done = run(toy_workspace, *SWEEP, "-S", "train.seed=0", ok=False, TMPDIR=folder)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     log = Path(done.stderr.partition("failed:\n")[2].strip().partition(": ")[2])
@@ -237,16 +237,16 @@ def without_starting(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None])
 
 
 @pytest.mark.slow
-def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
+def test_only_its_user_can_use_a_sweeps_own_ray(toy_workspace: Path) -> None:
     """A sweep's own Ray listens only on loopback, refuses clients without the token, and keeps its folder private.
 
     This holds for other users of the machine too. The token is on no command line and in no file.
     """
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder).chmod(0o755)
-        driver = start(workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=150", TMPDIR=folder)
+        driver = start(toy_workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=30 train.pause=0.5", TMPDIR=folder)
         try:
-            wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
+            wait_until(lambda: workers_of(driver) and statuses(toy_workspace) == ["RUNNING"])
             family = psutil.Process(driver.pid).children(recursive=True)
             servers = set().union(*map(listening, [psutil.Process(driver.pid), *family]))
             ports = sorted(port for _, port in servers)
@@ -257,7 +257,7 @@ def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
             (token,) = {process.environ().get("RAY_AUTH_TOKEN") for process in family if "raylet" in process.name()}
             assert token is not None
             found = [line for line in map(command, family) if token in line]
-            found += map(str, files_with(token, private, Path(folder), workspace))
+            found += map(str, files_with(token, private, Path(folder), toy_workspace))
             if os.getuid() == 0:
                 (address,) = set(re.findall(r"--gcs-address=(\S+)", " ".join(map(command, family))))
                 refused = as_nobody(f"import ray; ray.init('{address}')")
@@ -277,7 +277,7 @@ def test_only_its_user_can_use_a_sweeps_own_ray(workspace: Path) -> None:
     assert token not in out + err
     assert "the same command resumes" in err
     assert "Traceback" not in out + err
-    wait_until(lambda: statuses(workspace) == ["KILLED"])
+    wait_until(lambda: statuses(toy_workspace) == ["KILLED"])
 
 
 # One method of each kind of server: cluster, node, object store, worker, and runtime environments (HTTP).
@@ -322,11 +322,11 @@ def as_nobody(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_trial_survives_a_killed_worker_and_driver(workspace: Path) -> None:
+def test_a_trial_survives_a_killed_worker_and_driver(toy_workspace: Path) -> None:
     """After SIGKILL to its worker and then to the driver a trial resumes to one FINISHED run with each epoch once."""
-    grid = ["-S", "train.seed=0 train.n_epochs=150"]
-    driver = start(workspace, *SWEEP, *grid)
-    wait_until(lambda: workers_of(driver) and statuses(workspace) == ["RUNNING"])
+    grid = ["-S", "train.seed=0 train.n_epochs=30 train.pause=0.5"]
+    driver = start(toy_workspace, *SWEEP, *grid)
+    wait_until(lambda: workers_of(driver) and statuses(toy_workspace) == ["RUNNING"])
     for worker in workers_of(driver):
         worker.send_signal(signal.SIGKILL)
     assert driver.stdout is not None
@@ -338,11 +338,11 @@ def test_a_trial_survives_a_killed_worker_and_driver(workspace: Path) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
     driver.wait()
-    again = run(workspace, *SWEEP, *grid)
+    again = run(toy_workspace, *SWEEP, *grid)
     assert "1 of 1 done" in again.stdout
-    finished = [row for row in rows(workspace) if row.info.status == "FINISHED"]
+    finished = [row for row in rows(toy_workspace) if row.info.status == "FINISHED"]
     assert len(finished) == 1
-    assert set(statuses(workspace)) <= {"FINISHED", "KILLED"}
-    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    assert set(statuses(toy_workspace)) <= {"FINISHED", "KILLED"}
+    client = MlflowClient(f"sqlite:///{toy_workspace}/mlflow.db")
     steps = [point.step for point in client.get_metric_history(finished[0].info.run_id, "train/mse")]
-    assert sorted(steps) == list(range(1, 151))
+    assert sorted(steps) == list(range(1, 31))

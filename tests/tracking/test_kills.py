@@ -24,11 +24,11 @@ from tests.helpers import (
     rows,
     run,
     save_every_epoch,
+    set_params,
     small_params,
     stored,
     wait_until,
     working_in,
-    write_params,
     write_results,
 )
 
@@ -116,7 +116,7 @@ def test_after_a_machine_crash_the_next_run_closes_the_lost_one(folder: Path, st
 @pytest.mark.slow
 @pytest.mark.alone
 def test_killed_at_any_moment_every_run_is_correct(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     """After SIGTERM or SIGKILL at random moments, no run is left RUNNING, or FINISHED without its results.
 
@@ -129,8 +129,8 @@ def test_killed_at_any_moment_every_run_is_correct(
     print(f"KILL_SEED={seed}")
     record_property("seed", seed)
     choose = random.Random(seed)
-    here = shutil.copytree(project, tmp_path / "killed", symlinks=True)
-    write_params(small_params(train__n_epochs=N_EPOCHS), here)
+    here = shutil.copytree(toy, tmp_path / "killed", symlinks=True)
+    set_params(here, train__n_epochs=N_EPOCHS, train__pause=0.05)
     save_every_epoch(here)
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -240,6 +240,6 @@ def check(here: Path, before: set[str]) -> None:
         assert steps == list(range(1, len(steps) + 1))
         if row.info.status == "FINISHED":
             assert len(steps) == N_EPOCHS
-            wanted = {"models/autoencoder.safetensors", "reports/history.csv", "reports/train.json"}
+            wanted = {"models/polynomial.safetensors", "reports/history.csv", "reports/train.json"}
             assert artifacts(client, row.info.run_id) >= wanted
             assert "fingerprint" in row.data.tags

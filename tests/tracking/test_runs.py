@@ -1,6 +1,7 @@
 """MLflow runs in a real sqlite store, read back through MlflowClient."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -17,7 +18,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import numbers
 from pipeline.tracking import delivery, fingerprints, runs
 from pipeline.tracking.journal import Journal, journals
-from tests.helpers import artifacts, git, rows, run, small_params, stored, write_params
+from tests.helpers import artifacts, git, rows, run, set_params, small_params, stored
 
 PARAMS = small_params()
 
@@ -105,50 +106,39 @@ def test_the_model_in_mlflows_format(project: Path, row: Run, monkeypatch: pytes
     assert mlflow.register_model(f"models:/{model_id}", "autoencoder").version == 1
 
 
-def test_training_again_to_the_same_bytes_gives_a_complete_run(project: Path) -> None:
-    """If training gives the same bytes, DVC skips evaluate; the new run still has test metrics and figures."""
-    before = rows(project)
-    path = project / "pipeline/autoencoder/trainer.py"
-    text, lock = path.read_text(), (project / "dvc.lock").read_text()
-    path.write_text(text + "# a comment changes no byte of the model\n")
-    try:
-        done = run(project, "dvc", "repro")
-    finally:
-        path.write_text(text)
-        (project / "dvc.lock").write_text(lock)
+def test_training_again_to_the_same_bytes_gives_a_complete_run(toy: Path, tmp_path: Path) -> None:
+    """If training gives the same bytes, DVC skips evaluate; the new run still has test metrics and files."""
+    here = shutil.copytree(toy, tmp_path / "again", symlinks=True)
+    before = rows(here)
+    with (here / "pipeline/polynomial.py").open("a") as file:
+        file.write("# a comment changes no byte of the model\n")
+    done = run(here, "dvc", "repro")
     assert "Stage 'evaluate' didn't change, skipping" in done.stdout
-    after = rows(project)
+    after = rows(here)
     assert len(after) == len(before) + 1
     new, old = after[0], before[0]
     ours = {name: value for name, value in new.data.metrics.items() if not name.startswith("time/")}
     theirs = {name: value for name, value in old.data.metrics.items() if not name.startswith("time/")}
     assert ours == theirs
     assert new.data.tags["mlflow.source.git.dirty"] == "true"
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
     assert artifacts(client, new.info.run_id) == artifacts(client, old.info.run_id) | {"inputs/code.diff"}
     diff = Path(client.download_artifacts(new.info.run_id, "inputs/code.diff")).read_text()
     assert "+# a comment changes no byte of the model" in diff
 
 
 @pytest.mark.slow
-def test_run_is_completed_even_if_dvc_knows_the_result(project: Path) -> None:
+def test_run_is_completed_even_if_dvc_knows_the_result(toy: Path, tmp_path: Path) -> None:
     """If training gives bytes that were evaluated before, evaluate still runs instead of coming from DVC's cache."""
-    trainer = "pipeline/autoencoder/trainer.py"
-    files = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock", trainer)}
-    reports = {path: path.read_bytes() for path in (project / "reports").rglob("*") if path.is_file()}
-    try:
-        write_params(small_params(train__seed=1), project)
-        run(project, "dvc", "repro")
-        write_params(PARAMS, project)
-        (project / trainer).write_text(files[trainer] + "# another comment that changes no byte\n")
-        run(project, "dvc", "repro")
-        assert all("test/mse" in row.data.metrics for row in rows(project))
-    finally:
-        for name, text in files.items():
-            (project / name).write_text(text)
-        for path, content in reports.items():
-            path.write_bytes(content)
-    run(project, "dvc", "checkout")
+    here = shutil.copytree(toy, tmp_path / "known", symlinks=True)
+    set_params(here, train__seed=1)
+    run(here, "dvc", "repro")
+    set_params(here, train__seed=0)
+    with (here / "pipeline/polynomial.py").open("a") as file:
+        file.write("# another comment that changes no byte\n")
+    run(here, "dvc", "repro")
+    assert len(rows(here)) == 3
+    assert all("test/mse" in row.data.metrics for row in rows(here))
 
 
 # From here on without DVC: a folder with the outputs. Tests call delivery explicitly.

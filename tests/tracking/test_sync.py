@@ -26,29 +26,27 @@ def snapshot(uri: str) -> list[object]:
     ]
 
 
-def test_a_new_store_gets_the_workspaces_run_once(project: Path, tmp_path: Path, empty_store: Path) -> None:
+def test_a_new_store_gets_the_workspaces_run_once(toy: Path, tmp_path: Path, empty_store: Path) -> None:
     """A new store gets one complete run with dvc.lock, and a second sync changes nothing."""
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
-    said = run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=uri).stdout
+    said = run(toy, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=uri).stdout
     (row,) = stored(uri)
     assert f"MLflow holds the workspace's run: {row.info.run_name}, {row.info.run_id}" in said
     assert (row.info.status, row.data.tags["replayed"]) == ("FINISHED", "true")
-    (own,) = [row for row in rows(project) if row.data.tags.get("replayed") is None][-1:]
+    (own,) = [row for row in rows(toy) if row.data.tags.get("replayed") is None][-1:]
     theirs = {name: value for name, value in own.data.metrics.items() if not name.startswith("time/")}
     assert row.data.metrics == pytest.approx(theirs, rel=1e-8)  # history.csv has nine digits
     local = MlflowClient(uri).download_artifacts(row.info.run_id, "dvc.lock")
-    assert Path(local).read_text() == (project / "dvc.lock").read_text()
+    assert Path(local).read_text() == (toy / "dvc.lock").read_text()
     before = snapshot(uri)
-    run(project, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=uri)
+    run(toy, "pipeline.tracking.sync", MLFLOW_TRACKING_URI=uri)
     assert snapshot(uri) == before
 
 
 @pytest.mark.slow
-def test_a_fresh_clone_after_dvc_pull_gets_a_run(project: Path, tmp_path: Path) -> None:
+def test_a_fresh_clone_after_dvc_pull_gets_a_run(toy: Path, tmp_path: Path) -> None:
     """In a clone after `dvc pull`, where no stage ran, sync creates the run."""
-    committed = shutil.copytree(project, tmp_path / "committed", symlinks=True)
-    git(committed, "add", "-A")
-    git(committed, "commit", "-q", "-m", "results")
+    committed = shutil.copytree(toy, tmp_path / "committed", symlinks=True)
     run(committed, "dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "remote"))
     run(committed, "dvc", "push")
     git(tmp_path, "clone", "-q", str(committed), "clone")
@@ -59,32 +57,30 @@ def test_a_fresh_clone_after_dvc_pull_gets_a_run(project: Path, tmp_path: Path) 
     run(clone, "pipeline.tracking.sync")
     (row,) = rows(clone)
     assert "test/mse" in row.data.metrics
-    assert "models/autoencoder.safetensors" in artifacts(MlflowClient(f"sqlite:///{clone}/mlflow.db"), row.info.run_id)
+    assert "models/polynomial.safetensors" in artifacts(MlflowClient(f"sqlite:///{clone}/mlflow.db"), row.info.run_id)
 
 
 @pytest.mark.slow
-def test_experiments_get_their_commit_and_stay_linked(project: Path, tmp_path: Path) -> None:
+def test_experiments_get_their_commit_and_stay_linked(toy: Path, tmp_path: Path) -> None:
     """A run of `dvc exp run` gets the experiment's commit and dvc.lock.
 
     `exp apply`, the run cache and a return to earlier parameters lead to the existing runs.
     """
-    here = shutil.copytree(project, tmp_path / "experiments", symlinks=True)
-    git(here, "add", "-A")
-    git(here, "commit", "-q", "-m", "results")
+    here = shutil.copytree(toy, tmp_path / "experiments", symlinks=True)
     run(here, "pipeline.tracking.sync")
     n_before = len(rows(here))
-    run(here, "dvc", "exp", "run", "--temp", "-n", "wider", "-S", "model.bottleneck_size=3")
+    run(here, "dvc", "exp", "run", "--temp", "-n", "wavy", "-S", "model.degree=3")
     run(here, "pipeline.tracking.sync")
     found = rows(here)
     assert len(found) == n_before + 1
     tags = found[0].data.tags
-    commit = git(here, "for-each-ref", "--format=%(objectname)", "refs/exps/**/wider").strip()
-    assert (tags["dvc.experiment"], tags["dvc.experiment.commit"]) == ("wider", commit)
+    commit = git(here, "for-each-ref", "--format=%(objectname)", "refs/exps/**/wavy").strip()
+    assert (tags["dvc.experiment"], tags["dvc.experiment.commit"]) == ("wavy", commit)
     client = MlflowClient(f"sqlite:///{here}/mlflow.db")
     lock = Path(client.download_artifacts(found[0].info.run_id, "dvc.lock")).read_text()
     assert lock.strip() == git(here, "show", f"{commit}:dvc.lock").strip()
 
-    run(here, "dvc", "exp", "apply", "wider")
+    run(here, "dvc", "exp", "apply", "wavy")
     said = run(here, "pipeline.tracking.sync").stdout
     assert found[0].info.run_id in said
     git(here, "checkout", "-q", "--", ".")
