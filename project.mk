@@ -1,10 +1,14 @@
 # The targets that belong to this experiment. The Makefile includes them.
-.PHONY: experiments bench docs mutants
+.PHONY: experiments explore bench docs mutants
 
 # DVC's table of everything is several screens wide: without hashes and detailed metrics it fits one.
 experiments: setup ## the experiments side by side: parameters that differ, validation and test MSE
 	@$(BIN)/python -m dvc exp show --only-changed --keep 'valid\.best_mse|test\.mse' \
 	    --drop '.*/|accuracy|codes|dataset$$|test\.|valid\.|model\.n_parameters'
+
+explore: setup ## the page on which to move through the latent space; evaluates the model first if it changed
+	@$(BIN)/python -m dvc repro --quiet evaluate
+	@echo 'open models/explorer.html in a browser'
 
 bench: setup ## speed, quality and what tracking and checkpoints cost, measured here (over two hours)
 	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \

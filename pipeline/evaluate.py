@@ -4,8 +4,8 @@
 
 Reads the `model` and `evaluate` sections of params.yaml. It runs on the CPU regardless of train.device, with each
 matrix product on one thread, so that its outputs do not depend on the machine. It takes seconds, or minutes at
-bottleneck sizes of several hundred, because it decodes without each dimension in turn. Metrics and figures are added to
-the MLflow run of the training that produced the weights.
+bottleneck sizes of several hundred, because it decodes without each dimension in turn. Metrics, figures and the
+explorer are added to the MLflow run of the training that produced the weights.
 """
 
 import json
@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from pipeline.autoencoder import figures
+from pipeline.autoencoder.explorer import explorer
 from pipeline.autoencoder.figures import save_figure
 from pipeline.autoencoder.metrics import BATCH_SIZE, DEAD, effective_rank, importance, measure
 from pipeline.autoencoder.model import Architecture, AutoEncoder, load_model
@@ -45,6 +46,7 @@ WORST_PATH = Path("reports/figures/worst.png")
 LATENT_PATH = Path("reports/figures/latent.png")
 MIDPOINTS_PATH = Path("reports/figures/midpoints.png")
 MANIFOLD_PATH = Path("reports/figures/manifold.png")
+EXPLORER_PATH = Path("models/explorer.html")
 
 
 def main() -> None:
@@ -83,6 +85,8 @@ def main() -> None:
         save_figure(figures.latent_scatter(title, codes, test.labels), LATENT_PATH)
         save_figure(figures.midpoints(*shown, codes, decode, params.evaluate.midpoint_pairs), MIDPOINTS_PATH)
         save_figure(figures.decoded_manifold(title, codes, decode, params.evaluate.manifold_size), MANIFOLD_PATH)
+        report("writing the page to explore the latent space")
+        write_out(EXPLORER_PATH, explorer(title, model, test, metrics["mse"]))
     print(
         f"test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA with as many components "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"

@@ -27,6 +27,7 @@ from pipeline.autoencoder.trainer import Callback
 from pipeline.params import Params
 
 PROJECT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 # The tests' own values, so that their results do not depend on the committed params.yaml.

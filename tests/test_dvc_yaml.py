@@ -90,12 +90,18 @@ def params_read(module: str) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_the_imports(stage: str) -> None:
     """A stage depends on exactly its script and the science modules that it imports."""
-    declared = {path for path in paths(STAGES[stage]["deps"]) if path.endswith(".py")}
+    declared = {path for path in paths(STAGES[stage]["deps"]) if is_code(path)}
     assert declared == code_of(stage), "`python -m tests.test_dvc_yaml` writes dvc.yaml's deps from the imports"
 
 
+def is_code(path: str) -> bool:
+    return path.startswith("pipeline/")
+
+
 def code_of(stage: str) -> set[str]:
-    return {f"pipeline/{module}.py" for module in closure(stage)}
+    """Return the files of `closure`, and the page next to a module that has one."""
+    files = {f"pipeline/{module}{suffix}" for module in closure(stage) for suffix in (".py", ".html")}
+    return {path for path in files if (PROJECT / path).is_file()}
 
 
 def with_code_by_imports(text: str) -> str:
@@ -104,7 +110,7 @@ def with_code_by_imports(text: str) -> str:
     for line in text.splitlines():
         if found := re.fullmatch(r"  (\w+):", line):
             stage = found[1]
-        if not re.fullmatch(r"      - pipeline/\S+\.py", line):
+        if not re.fullmatch(r"      - pipeline/\S+", line):
             lines.append(line)
         elif stage not in written:
             lines += [f"      - {path}" for path in sorted(code_of(stage))]
@@ -126,7 +132,7 @@ def test_the_deps_are_corrected_from_the_imports() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_path_constants_are_the_files_read_and_written(stage: str) -> None:
     """A stage's path constants are exactly its outputs and its data dependencies."""
-    data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
+    data = {path for path in paths(STAGES[stage]["deps"]) if not is_code(path)}
     assert path_constants(stage) == data | outs(stage)
 
 
@@ -143,7 +149,7 @@ def test_declared_params_are_the_sections_read(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_data_dependency_is_an_output(stage: str) -> None:
     """Every data dependency is the output of a stage, so nothing bypasses the pipeline."""
-    data = {path for path in paths(STAGES[stage]["deps"]) if not path.endswith(".py")}
+    data = {path for path in paths(STAGES[stage]["deps"]) if not is_code(path)}
     assert data <= set().union(*map(outs, STAGES))
 
 

@@ -60,6 +60,7 @@ def test_artifacts(project: Path, row: Run) -> None:
     assert found == {
         "params.yaml",
         "models/autoencoder.safetensors",
+        "models/explorer.html",
         "reports/history.csv",
         "reports/train.json",
         "reports/evaluate.json",

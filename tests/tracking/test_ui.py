@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,14 +16,26 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from pipeline.autoencoder.explorer import explorer
+from pipeline.autoencoder.model import Architecture, AutoEncoder
 from pipeline.params import Params
 from pipeline.tracking import delivery, runs, ui
 from pipeline.tracking.mlflow_app import ASSISTANT
 from pipeline.tracking.store import open_store
 from pipeline.tracking.ui import private_folder
-from tests.helpers import PROJECT, environment, free_port, git, run, small_params, wait_until, write_results
+from tests.helpers import (
+    CHROMIUM,
+    PROJECT,
+    environment,
+    free_port,
+    git,
+    random_split,
+    run,
+    small_params,
+    wait_until,
+    write_results,
+)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = (2, 4, 8, 16, 32)
 
 
@@ -38,6 +49,8 @@ def log_row(folder: Path, params: Params) -> None:
     write_results(folder, params)
     metrics = {"test": {"mse": made_up_mse(params.model.bottleneck_size)}}
     Path("reports/evaluate.json").write_text(json.dumps(metrics))
+    model = AutoEncoder(Architecture.from_params(params.model)).eval()
+    Path("models/explorer.html").write_text(explorer("made-up images", model, random_split(20), 0.5))
     runs.write_evaluation(params)
 
 
@@ -114,6 +127,23 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     page.get_by_role("tab", name="Scatter Plot").click()
     test_mse = sorted(map(made_up_mse, SIZES))
     wait_until(lambda: test_mse in [sorted(trace["y"]) for trace in plotted(page, "scattergl")])
+
+
+@pytest.mark.slow
+def test_the_explorer_opens_in_a_runs_page(page_and_text: tuple[Page, str]) -> None:
+    """In MLflow's viewer of artifacts the explorer starts, decodes, and asks the server for nothing."""
+    page, text = page_and_text
+    client, experiment_id = open_store()
+    run_id = client.search_runs([experiment_id])[0].info.run_id
+    page.goto(re.findall(r"http://127\S+", text)[-1])
+    expect(page.get_by_text("digits k=2 seed=0", exact=True)).to_be_visible(timeout=60_000)
+    address = page.url.partition("#")[0]
+    page.goto(f"{address}#/experiments/{experiment_id}/runs/{run_id}/artifacts/models/explorer.html")
+    frame = page.frame_locator("iframe")
+    expect(frame.locator("html[data-ready=yes]")).to_be_attached(timeout=60_000)
+    expect(frame.locator("h1")).to_have_text("made-up images")
+    page.frames[-1].evaluate("setCursor(codeOf(9))")
+    assert page.frames[-1].evaluate("decode(state.cursor).length") == 784
 
 
 def status(address: str) -> int:
