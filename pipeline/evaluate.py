@@ -20,15 +20,15 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.autoencoder import figures
 from pipeline.autoencoder.explorer import explorer
-from pipeline.autoencoder.figures import save_figure
+from pipeline.autoencoder.figures import Decode, save_figure
 from pipeline.autoencoder.metrics import BATCH_SIZE, DEAD, effective_rank, importance, measure
 from pipeline.autoencoder.model import Architecture, AutoEncoder, load_model
 from pipeline.autoencoder.pca import load_pca
 from pipeline.autoencoder.probes import CLASSIFIERS, accuracies
-from pipeline.autoencoder.splits import load_split
+from pipeline.autoencoder.splits import Split, load_split
 from pipeline.core.errors import PipelineError, run_command
-from pipeline.core.files import load_json, write_out
-from pipeline.params import ModelParams, load_params
+from pipeline.core.files import load_json, reading, write_out
+from pipeline.params import EvaluateParams, ModelParams, load_params
 from pipeline.tracking import runs
 from pipeline.tracking.progress import announce_data, report
 
@@ -39,6 +39,7 @@ PCA_PATH = Path("data/baselines/pca.safetensors")
 PIXEL_PROBES_PATH = Path("data/baselines/pixel_probes.json")
 PCA_PROBES_PATH = Path("data/baselines/pca_probes.json")
 MODEL_PATH = Path("models/autoencoder.safetensors")
+HISTORY_PATH = Path("reports/history.csv")
 METRICS_PATH = Path("reports/evaluate.json")
 DIMENSIONS_PATH = Path("reports/dimensions.csv")
 RECONSTRUCTIONS_PATH = Path("reports/figures/reconstructions.png")
@@ -46,6 +47,9 @@ WORST_PATH = Path("reports/figures/worst.png")
 LATENT_PATH = Path("reports/figures/latent.png")
 MIDPOINTS_PATH = Path("reports/figures/midpoints.png")
 MANIFOLD_PATH = Path("reports/figures/manifold.png")
+TRAVERSALS_PATH = Path("reports/figures/traversals.png")
+LEARNING_PATH = Path("reports/figures/learning.png")
+ERRORS_PATH = Path("reports/figures/errors.png")
 EXPLORER_PATH = Path("models/explorer.html")
 
 
@@ -76,21 +80,37 @@ def main() -> None:
         shares = importance(codes, pixels, decode)
         write_metrics(dataset, metrics, codes, shares, accuracy, pca_probes, pixel_probes)
 
-        report("drawing five figures")
+        report("drawing eight figures")
         title = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
-        shown = (title, pixels, test.labels)
-        by_pca = pca.reconstruct(pixels, k)
-        save_figure(figures.reconstructions(*shown, reconstructions, by_pca), RECONSTRUCTIONS_PATH)
-        save_figure(figures.worst(*shown, reconstructions), WORST_PATH)
-        save_figure(figures.latent_scatter(title, codes, test.labels), LATENT_PATH)
-        save_figure(figures.midpoints(*shown, codes, decode, params.evaluate.midpoint_pairs), MIDPOINTS_PATH)
-        save_figure(figures.decoded_manifold(title, codes, decode, params.evaluate.manifold_size), MANIFOLD_PATH)
+        with reading(HISTORY_PATH, "train"):
+            save_figure(figures.learning_curves(title, pd.read_csv(HISTORY_PATH)), LEARNING_PATH)
+        save_figure(figures.errors(title, image_mse), ERRORS_PATH)
+        draw_images(title, test, reconstructions, pca.reconstruct(pixels, k))
+        draw_latent_space(title, test, codes, shares, decode, params.evaluate)
         report("writing the page to explore the latent space")
         write_out(EXPLORER_PATH, explorer(title, model, test, metrics["mse"]))
     print(
         f"test MSE {metrics['mse']:.4f} ({metrics['psnr_db']:.2f} dB); PCA with as many components "
         f"{metrics['pca_mse']:.4f}, mean image {metrics['mean_image_mse']:.4f}"
     )
+
+
+def draw_images(title: str, test: Split, reconstructions: np.ndarray, by_pca: np.ndarray) -> None:
+    """Draw test images next to their reconstructions [n, 784]."""
+    shown = (title, test.pixels(), test.labels)
+    save_figure(figures.reconstructions(*shown, reconstructions, by_pca), RECONSTRUCTIONS_PATH)
+    save_figure(figures.worst(*shown, reconstructions), WORST_PATH)
+
+
+def draw_latent_space(
+    title: str, test: Split, codes: np.ndarray, shares: np.ndarray, decode: Decode, params: EvaluateParams
+) -> None:
+    """Draw the codes [n, k], and what the decoder makes of codes between them."""
+    shown = (title, test.pixels(), test.labels)
+    save_figure(figures.latent_scatter(title, codes, test.labels), LATENT_PATH)
+    save_figure(figures.midpoints(*shown, codes, decode, params.midpoint_pairs), MIDPOINTS_PATH)
+    save_figure(figures.decoded_manifold(title, codes, decode, params.manifold_size), MANIFOLD_PATH)
+    save_figure(figures.traversals(title, shown[1], codes, shares, decode), TRAVERSALS_PATH)
 
 
 def name_of_data() -> str:

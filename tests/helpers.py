@@ -29,6 +29,7 @@ from pipeline.params import Params
 PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+FIGURES = ("reconstructions", "worst", "latent", "midpoints", "manifold", "traversals", "learning", "errors")
 
 # The tests' own values, so that their results do not depend on the committed params.yaml.
 SMALL_PARAMS = """

@@ -19,7 +19,7 @@ from pipeline.autoencoder.probes import accuracies
 from pipeline.autoencoder.splits import load_split, save_split
 from pipeline.autoencoder.trainer import reconstruction_mse
 from pipeline.core.errors import PipelineError
-from tests.helpers import PROJECT, random_split, small_params, write_params
+from tests.helpers import FIGURES, PROJECT, random_split, small_params, write_params
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_there_is_no_ratio_to_a_pca_without_error() -> None:
 def test_every_bottleneck_size_can_be_evaluated(
     workspace: Path, bottleneck_size: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From 1 to 784, metrics match the model's reconstructions and codes, and all five figures are drawn."""
+    """From 1 to 784, metrics match the model's reconstructions and codes, and all figures are drawn."""
     write_params(small_params(model__bottleneck_size=bottleneck_size))
     draw, draw_worst = MagicMock(wraps=figures.reconstructions), MagicMock(wraps=figures.worst)
     monkeypatch.setattr(figures, "reconstructions", draw)
@@ -69,7 +69,7 @@ def test_every_bottleneck_size_can_be_evaluated(
     run_stages(prepare, baselines, pca_probes, train, evaluate)
     printed = capsys.readouterr().out
     assert f"test accuracy on {bottleneck_size} PCA components: logistic regression " in printed
-    for step in ("encoding ", "reading the digit from ", "decoding without each latent dimension", "drawing five"):
+    for step in ("encoding ", "reading the digit from ", "decoding without each latent dimension", "drawing eight"):
         assert f"\n{step}" in printed
     metrics = json.loads(evaluate.METRICS_PATH.read_text())
     train_split, split = load_split(prepare.TRAIN_PATH), load_split(prepare.TEST_PATH)
@@ -95,7 +95,7 @@ def test_every_bottleneck_size_can_be_evaluated(
     mse_without_last = ((model.decode(torch.from_numpy(without_last)).numpy() - pixels) ** 2).mean()
     assert dimensions["mse_growth_without"].iloc[-1] == pytest.approx(mse_without_last / mse - 1, rel=1e-3, abs=1e-5)
     assert metrics["codes"]["n_dead"] == (dimensions["mse_growth_without"] < 0.001).sum()
-    for name in ("reconstructions", "worst", "latent", "midpoints", "manifold"):
+    for name in FIGURES:
         assert (workspace / f"reports/figures/{name}.png").stat().st_size > 10_000
     if bottleneck_size == 784:
         return  # standardising components without variance amplifies their last bits

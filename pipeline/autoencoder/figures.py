@@ -7,13 +7,18 @@ with any common colour vision can distinguish (https://arxiv.org/abs/2107.02270)
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
 from pipeline.core.files import write_out
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Decode = Callable[[np.ndarray], np.ndarray]  # codes [n, k] → images [n, 784]
 DIGIT_COLORS = matplotlib.color_sequences["petroff10"]
@@ -72,6 +77,69 @@ def midpoints(
         ("the other", pixels[right], None),
     ]
     return _image_grid(f"Half-way between two images\n{context}", rows)
+
+
+def traversals(
+    context: str, pixels: np.ndarray, codes: np.ndarray, shares: np.ndarray, decode: Decode, n_steps: int = 9
+) -> Figure:
+    """Draw what the decoder makes of the first test image's code when one latent dimension at a time moves.
+
+    Args:
+        shares: [k], the importance of each dimension. The ten most important ones are drawn, the first at the top.
+        n_steps: the images in a row, from the dimension's 1st to its 99th percentile over the test codes.
+    """
+    rows: list[tuple[str, np.ndarray, list[str] | None]] = []
+    for dimension in np.argsort(-shares, kind="stable")[:10]:
+        low, high = np.percentile(codes[:, dimension], REGION_PERCENTILES)
+        moved = np.repeat(codes[:1], n_steps, axis=0)
+        moved[:, dimension] = np.linspace(low, high, n_steps)
+        images = np.vstack([pixels[:1], decode(moved)])
+        rows.append((f"dimension {dimension + 1}\n{shares[dimension]:+.0%}", images, None))
+    title = "The first test image, and one latent dimension at a time moved from its 1st to its 99th percentile"
+    return _image_grid(f"{title}\n(%: growth of the test MSE if the dimension is fixed) {context}", rows)
+
+
+def learning_curves(context: str, history: "pd.DataFrame") -> Figure:
+    """Draw the MSE of the training and of the validation images by epoch, and mark the epoch whose weights are kept.
+
+    Args:
+        history: the columns epoch, train_mse and valid_mse.
+    """
+    epoch, train_mse, valid_mse = (history[name].to_numpy() for name in ("epoch", "train_mse", "valid_mse"))
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(epoch, train_mse, color=DIGIT_COLORS[1], linestyle="--", label="training images, during the epoch")
+    ax.plot(epoch, valid_mse, color=DIGIT_COLORS[0], label="validation images, after the epoch")
+    best = int(np.argmin(valid_mse))
+    kept = f"kept: epoch {epoch[best]:.0f}, validation MSE {valid_mse[best]:.5f}"
+    ax.plot(epoch[best], valid_mse[best], "o", markersize=9, color=DIGIT_COLORS[2], label=kept)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:.3f}")
+    ax.yaxis.set_minor_formatter("{x:.3f}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title(f"Learning curves\n{context}", fontsize=13)
+    ax.set_xlabel("epoch", fontsize=11)
+    ax.set_ylabel("MSE per pixel (pixels 0…1)", fontsize=11)
+    ax.legend(frameon=False)
+    ax.grid(alpha=0.25, which="both")
+    return figure
+
+
+def errors(context: str, image_mse: np.ndarray) -> Figure:
+    """Draw how the test images' MSEs [n] are distributed, with their mean and the quantiles 5, 50, 95 and 99 %."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    ax = figure.subplots()
+    ax.hist(image_mse, bins=60, color=DIGIT_COLORS[0], alpha=0.7)
+    marks = {f"{share} %": float(np.percentile(image_mse, share)) for share in (5, 50, 95, 99)}
+    marks["mean"] = float(image_mse.mean())
+    for (name, value), style in zip(marks.items(), (":", "-", "--", "-.", "-"), strict=True):
+        color = DIGIT_COLORS[2] if name == "mean" else "0.25"
+        ax.axvline(value, color=color, linestyle=style, label=f"{name}: {value:.4f}")
+    ax.set_title(f"The error of each test image\n{context}", fontsize=13)
+    ax.set_xlabel("MSE per pixel (pixels 0…1)", fontsize=11)
+    ax.set_ylabel(f"test images of {len(image_mse):,}", fontsize=11)
+    ax.legend(title="quantiles and mean", frameon=False)
+    return figure
 
 
 def first_of(labels: np.ndarray, digit: int) -> int:

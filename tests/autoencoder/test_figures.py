@@ -4,11 +4,13 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from pipeline.autoencoder import figures
-from tests.helpers import random_split
+from tests.helpers import FIGURES, random_split
 
 CONTEXT = "MNIST test set, bottleneck size 2"
 TEST = random_split(120)
@@ -33,6 +35,14 @@ def draw(name: str, k: int = 2) -> Figure:
             return figures.worst(CONTEXT, pixels, TEST.labels, blurred)
         case "latent":
             return figures.latent_scatter(CONTEXT, codes(k), TEST.labels)
+        case "traversals":
+            return figures.traversals(CONTEXT, pixels, codes(k), np.arange(k), decode)
+        case "learning":
+            return figures.learning_curves(
+                CONTEXT, pd.DataFrame({"epoch": [1, 2], "train_mse": [2, 1], "valid_mse": [2, 1]})
+            )
+        case "errors":
+            return figures.errors(CONTEXT, np.linspace(0, 1, 100))
         case "midpoints":
             return figures.midpoints(CONTEXT, pixels, TEST.labels, codes(k), decode, n_pairs=6)
         case _:
@@ -138,7 +148,7 @@ def test_cells_without_codes_are_faded() -> None:
     assert picture[0, 0] == picture[-1, -1] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("name", ["reconstructions", "worst", "latent", "midpoints", "manifold"])
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_written_with_the_same_bytes(tmp_path: Path, name: str) -> None:
     """The file holds no date and no software version, and the picture is not blank."""
     global GENERATOR
@@ -191,3 +201,52 @@ def test_lift_reverses_project() -> None:
     flat = codes(2) @ GENERATOR.normal(size=(2, 6)).astype(np.float32)
     plane = figures.LatentPlane(flat)
     np.testing.assert_allclose(plane.lift(plane.project(flat)), flat, atol=1e-4)
+
+
+def test_learning_curves_mark_the_epoch_that_is_kept() -> None:
+    """Both curves are drawn, and the mark and the legend name the epoch with the lowest validation MSE."""
+    history = pd.DataFrame({"epoch": [1, 2, 3, 4], "train_mse": [4, 3, 2, 1], "valid_mse": [0.5, 0.4, 0.3, 0.35]})
+    ax = figures.learning_curves(CONTEXT, history).axes[0]
+    train, valid, kept = ax.get_lines()
+    np.testing.assert_array_equal(train.get_xydata(), history[["epoch", "train_mse"]])
+    np.testing.assert_array_equal(valid.get_xydata(), history[["epoch", "valid_mse"]])
+    np.testing.assert_array_equal(kept.get_xydata(), [[3, 0.3]])
+    assert kept.get_label() == "kept: epoch 3, validation MSE 0.30000"
+    assert "MSE" in ax.get_ylabel()
+
+
+def test_the_distribution_of_errors_has_its_quantiles_and_mean() -> None:
+    """The bars hold all images, and the lines are at the quantiles and the mean that the legend names."""
+    image_mse = np.linspace(0, 1, 1001) ** 2
+    ax = figures.errors(CONTEXT, image_mse).axes[0]
+    assert sum(bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle)) == 1001
+    marked = {line.get_label(): np.ravel(line.get_xdata())[0] for line in ax.get_lines()}
+    assert marked == {
+        "5 %: 0.0025": pytest.approx(0.05**2),
+        "50 %: 0.2500": pytest.approx(0.25),
+        "95 %: 0.9025": pytest.approx(0.95**2),
+        "99 %: 0.9801": pytest.approx(0.99**2),
+        f"mean: {image_mse.mean():.4f}": pytest.approx(image_mse.mean()),
+    }
+
+
+def test_traversals_move_one_dimension_at_a_time() -> None:
+    """A row starts with the image; then its dimension goes from percentile 1 to 99 and the others stay."""
+    points = np.random.default_rng(1).normal(size=(1000, 12))
+    shares = np.arange(12) / 10
+    decoded: list[np.ndarray] = []
+
+    def record(moved: np.ndarray) -> np.ndarray:
+        decoded.append(moved)
+        return decode(moved)
+
+    figure = figures.traversals(CONTEXT, TEST.pixels(), points, shares, record)
+    assert [ax.get_ylabel() for ax in figure.axes[::10]] == [
+        f"dimension {number}\n{shares[number - 1]:+.0%}" for number in range(12, 2, -1)
+    ]
+    np.testing.assert_array_equal(tiles(figure)[::10], np.repeat(TEST.pixels()[:1].reshape(1, 28, 28), 10, axis=0))
+    for moved, dimension in zip(decoded, range(11, 1, -1), strict=True):
+        low, high = np.percentile(points[:, dimension], (1, 99))
+        np.testing.assert_allclose(moved[:, dimension], np.linspace(low, high, 9))
+        others = np.delete(moved, dimension, axis=1)
+        np.testing.assert_array_equal(others, np.repeat(np.delete(points[:1], dimension, axis=1), 9, axis=0))

@@ -18,7 +18,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import numbers
 from pipeline.tracking import delivery, fingerprints, runs
 from pipeline.tracking.journal import Journal, journals
-from tests.helpers import artifacts, git, rows, run, set_params, small_params, stored
+from tests.helpers import FIGURES, artifacts, git, rows, run, set_params, small_params, stored
 
 PARAMS = small_params()
 
@@ -65,7 +65,7 @@ def test_artifacts(project: Path, row: Run) -> None:
         "reports/train.json",
         "reports/evaluate.json",
         "reports/dimensions.csv",
-        *(f"reports/figures/{name}.png" for name in ("reconstructions", "worst", "latent", "midpoints", "manifold")),
+        *(f"reports/figures/{name}.png" for name in FIGURES),
         "inputs/train.json",
         "inputs/evaluate.json",
     }
