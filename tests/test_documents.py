@@ -32,7 +32,7 @@ DOCUMENTS = [
 ]
 MOST_LINES_OF_README = 150
 # The pages whose commands a test runs, in their order.
-RUN_PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md", "docs/your-own-project.md"]
+RUN_PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md", "docs/your-own-project.md", "docs/explorer.md"]
 # The commands on these and on the other pages that no test runs as they stand, and why.
 NOT_RUN = {
     r"git clone REPOSITORY .*": "needs the repository's address; the test starts in a copy",
