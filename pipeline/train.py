@@ -18,6 +18,9 @@ from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.splits import load_split
 from pipeline.autoencoder.trainer import (
     STATE_TYPES,
+    Callback,
+    EpochRecord,
+    TrainingState,
     fit,
     make_deterministic,
     resolve_device,
@@ -51,18 +54,29 @@ def main() -> None:
     with training(
         params, str(device), n_epochs=params.train.n_epochs, n_examples=n_images, state_types=STATE_TYPES
     ) as run:
-        result = fit(model, train, valid, params.train, [run], run.state)
+        result = fit(model, train, valid, params.train, [run, HistoryFile()], run.state)
         best = result.history[result.best_epoch - 1]
 
         model.cpu().load_state_dict(result.weights)
         save_model(model, MODEL_PATH)
-        write_out(HISTORY_PATH, pd.DataFrame(map(asdict, result.history)).to_csv(index=False, float_format="%.9g"))
+        write_history(result.history)
         metrics = {
             "valid": {"best_mse": best.valid_mse, "best_epoch": result.best_epoch},
             "model": {"n_parameters": n_parameters},
         }
         write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
     print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")
+
+
+class HistoryFile(Callback):
+    """Rewrites HISTORY_PATH after each epoch, so that DVC's plots show a training while it runs."""
+
+    def on_epoch(self, _record: EpochRecord, _seconds: float, state: TrainingState) -> None:
+        write_history(state.result.history)
+
+
+def write_history(history: list[EpochRecord]) -> None:
+    write_out(HISTORY_PATH, pd.DataFrame(map(asdict, history)).to_csv(index=False, float_format="%.9g"))
 
 
 def set_up(params: TrainParams) -> torch.device:

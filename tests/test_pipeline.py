@@ -1,8 +1,10 @@
 """Run DVC's commands on the whole pipeline: what reruns, what a fresh clone shows, where experiments are stored."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import edited, environment, git, rows, run
+from tests.helpers import edited, environment, git, rows, run, small_params, start, wait_until, write_params
 
 
 def would_run(project: Path) -> list[str]:
@@ -141,3 +143,23 @@ def wait_for_queue(project: Path) -> None:
             return
         time.sleep(2)
     raise AssertionError(f"the queue did not end:\n{status}")
+
+
+@pytest.mark.slow
+def test_dvc_plots_a_training_while_it_runs(workspace: Path) -> None:
+    """While `dvc repro` trains, `dvc plots` has the learning curve of the epochs so far."""
+    write_params(small_params(train__n_epochs=2000), workspace)
+    history = workspace / "reports/history.csv"
+    history.unlink()
+    dvc = start(workspace, "dvc", "repro", "train", PIPELINE_TRACKING="0")
+    try:
+        wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 3)
+        shown = run(workspace, "dvc", "plots", "show", "reports/history.csv", "--json").stdout
+        assert dvc.poll() is None
+    finally:
+        os.killpg(dvc.pid, signal.SIGKILL)
+        dvc.communicate()
+    ((plot,),) = json.loads(shown)["data"].values()
+    epochs = {int(value["epoch"]) for value in plot["content"]["data"]["values"]}
+    assert epochs == set(range(1, len(epochs) + 1))
+    assert 3 <= len(epochs) < 2000

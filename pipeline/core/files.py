@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError
 
 
 def write_out(path: Path, content: bytes | str) -> None:
-    """Write a file, and create its folder if it is missing.
+    """Write a file, and create its folder if it is missing. Readers see the old content or all of the new.
 
     Raises:
         PipelineError: the file cannot be written (a full disk, a read-only folder); the message names it.
     """
     data = content.encode() if isinstance(content, str) else content
+    new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        new.write_bytes(data)
+        new.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            new.unlink()
         raise PipelineError(f"{path} cannot be written: {error.strerror}; fix this, then run `dvc repro`") from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,28 @@ def test_text_and_bytes_and_a_new_folder(tmp_dir: Path) -> None:
 
 
 def test_full_disk_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> None:
-    """A real ENOSPC fails with one line that names the file and says what to do."""
-    Path("full").symlink_to("/dev/full")
+    """A real ENOSPC fails with one line that names the file and says what to do. The file keeps its old content."""
+    write_out(Path("full"), "old")
+    Path(".full.new").symlink_to("/dev/full")
     with pytest.raises(PipelineError, match=r"^full cannot be written: No space left on device; .*`dvc repro`$"):
         write_out(Path("full"), "content")
+    assert Path("full").read_text() == "old"
+    assert list(map(str, Path().iterdir())) == ["full"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_dir: Path) -> None:
+    """While a file is written again and again, every reader finds a whole content."""
+    contents = ["a" * 1_000_000, "b" * 1_000_000]
+    write_out(Path("file"), contents[0])
+
+    def write_often() -> None:
+        for content in contents * 50:
+            write_out(Path("file"), content)
+
+    writer = threading.Thread(target=write_often)
+    writer.start()
+    while writer.is_alive():
+        assert Path("file").read_text() in contents
 
 
 def test_read_only_folder_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> None:
