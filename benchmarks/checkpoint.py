@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.common import load_pixels, machine, write_result
 from pipeline.autoencoder.model import Architecture, AutoEncoder
 from pipeline.autoencoder.trainer import Callback, EpochRecord, TrainingState, fit, make_deterministic, resolve_device
-from pipeline.core.checkpoint import Checkpoint
+from pipeline.core.checkpoint import Checkpointer
 from pipeline.core.repository import main_root
 from pipeline.params import load_params
 from pipeline.tracking.training import pack
@@ -33,7 +33,7 @@ def main() -> None:
     epochs: list[dict[str, float]] = []
     # On the same disk as a training's checkpoints.
     with tempfile.TemporaryDirectory(dir=main_root(), prefix=".benchmark-") as folder:
-        checkpoint = Checkpoint(Path(folder), "benchmark", params.flat())
+        checkpoint = Checkpointer(Path(folder), "benchmark", params.flat())
 
         class Saving(Callback):
             def on_epoch(self, record: EpochRecord, _seconds: float, state: TrainingState) -> None:
@@ -42,7 +42,7 @@ def main() -> None:
                 checkpoint.save(lambda: pack(state, epochs), None, is_last=True)  # only the last one is always saved
                 saving.append(time.perf_counter() - started)
 
-        with checkpoint.held():
+        with checkpoint.locked():
             started = time.perf_counter()
             fit(model, train, valid, params.train.model_copy(update={"n_epochs": N_EPOCHS}), [Saving()])
             seconds = time.perf_counter() - started

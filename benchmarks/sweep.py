@@ -31,7 +31,7 @@ from benchmarks.common import machine, without_store, write_result
 from benchmarks.copies import change_params, copy_workspace, newest_row, wait_for_background
 
 WORKERS = (1, 2, 4)
-POINTS = 4  # for each number of workers
+TRIALS = 4  # for each number of workers
 FEW, MANY = 1, 5
 ROUNDS = 2
 ROWS, CLIENTS = 40, 2
@@ -59,7 +59,7 @@ def main() -> None:
         folder.chmod(0o711)  # PostgreSQL's own user must be able to pass through it
         copy = copy_workspace(folder / "copy")
         dvc(copy, "repro", "--quiet", "baselines")
-        hourly = points_per_hour(copy)
+        hourly = trials_per_hour(copy)
         server_rates = rows_per_second(folder, copy)
 
         change_params(copy, data={"dataset": "digits"}, model={"n_layers": 2}, train={"threads": 1, "n_epochs": 5})
@@ -68,11 +68,11 @@ def main() -> None:
         seconds: dict[str, dict[int, list[float]]] = {name: {FEW: [], MANY: []} for name in engines}
         for _ in range(ROUNDS):
             for n in (FEW, MANY):
-                for engine, run_points in engines.items():
-                    seconds[engine][n].append(run_points(copy, n))
+                for engine, run_trials in engines.items():
+                    seconds[engine][n].append(run_trials(copy, n))
         result = {
             "machine": machine(),
-            "points_per_hour": hourly,
+            "trials_per_hour": hourly,
             "seconds": {engine: summary(measured) for engine, measured in seconds.items()},
             "tracking_server": server_rates,
             "ray": rates_of_ray(),
@@ -126,23 +126,23 @@ def summary(measured: dict[int, list[float]]) -> dict[str, Any]:
     """Return the seconds of all rounds, and from the fastest ones those of a first and of each further trial."""
     few, many = min(measured[FEW]), min(measured[MANY])
     return {
-        "points": {str(n): [round(value, 2) for value in values] for n, values in measured.items()},
-        "first_point": round(few, 2),
-        "further_point": round((many - few) / (MANY - FEW), 2),
+        "trials": {str(n): [round(value, 2) for value in values] for n, values in measured.items()},
+        "first_trial": round(few, 2),
+        "further_trial": round((many - few) / (MANY - FEW), 2),
     }
 
 
-def points_per_hour(copy: Path) -> dict[str, Any]:
+def trials_per_hour(copy: Path) -> dict[str, Any]:
     """Return {workers: …} for trials with two epochs, including the start of Ray."""
-    result: dict[str, Any] = {"epochs": 2, "points": POINTS}
+    result: dict[str, Any] = {"epochs": 2, "trials": TRIALS}
     for workers in WORKERS:
         threads = max(1, (os.cpu_count() or 1) // workers)
         change_params(copy, train={"n_epochs": 2, "threads": threads})
-        seconds = sweep(copy, POINTS, "--engine", "ray", "--jobs", str(workers))
+        seconds = sweep(copy, TRIALS, "--engine", "ray", "--jobs", str(workers))
         result[str(workers)] = {
             "threads": threads,
             "seconds": round(seconds, 1),
-            "points_per_hour": round(POINTS * 3600 / seconds, 1),
+            "trials_per_hour": round(TRIALS * 3600 / seconds, 1),
         }
     return result
 

@@ -57,11 +57,6 @@ def summary() -> str:
     )
 
 
-def measured_on(metric: str) -> str:
-    """Return the data behind a metric: the validation images for `valid.…`, else the test images."""
-    return f"{EXPERIMENT.data_folder}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
-
-
 def data_title(name: str) -> str:
     """Return a data set's name as figures show it."""
     from pipeline.autoencoder.figures import DATASET_TITLES
@@ -136,7 +131,6 @@ EXPERIMENT = Experiment(
     example_input=example_input,
     summary=summary,
     data_title=data_title,
-    measured_on=measured_on,
     notice=notice,
     how_to_run=how_to_run,
     by_epoch={"train_mse": "train MSE", "valid_mse": "valid MSE"},

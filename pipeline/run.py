@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import dvcfiles
-from pipeline.core.dvc_cli import dvc, mend_torn_locks
+from pipeline.core.dvc_cli import dvc, repair_truncated_locks
 from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import numbers
 from pipeline.core.git import file_at, git
@@ -35,7 +35,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params, metrics = load_params(), load_metrics()
     headline = [with_role(role, metrics)[0] for role in ("select", "report")]
-    mend_torn_locks(Path())
+    repair_truncated_locks(Path())
     dvc(*EXPERIMENT.how_to_run(params))
     if store.is_on():
         try:

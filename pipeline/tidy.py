@@ -45,7 +45,7 @@ def main() -> None:
     root = main_root()
     total = 0
     for path in [*begun_journals(root), *temporary_experiments(root), *old_checkpoints(root)]:
-        total += show(str(path.relative_to(root)), [path])
+        total += print_size(str(path.relative_to(root)), [path])
         if remove and path.is_dir():
             shutil.rmtree(path)
         elif remove:
@@ -58,7 +58,7 @@ def main() -> None:
         for run, models in runs:
             addresses = [run.info.artifact_uri, *(model.artifact_location for model in models)]
             folders = [local_path(uri) for uri in addresses if uri.startswith("file:")]
-            total += show(f"deleted run {run.info.run_name}, {run.info.run_id}", folders)
+            total += print_size(f"deleted run {run.info.run_name}, {run.info.run_id}", folders)
         if remove and runs:
             delete_for_good(client, runs, tracking_uri(root))
     print(f"{total / 1e6:9.1f} MB  in all{' removed' if remove else '; `python -m pipeline.tidy --remove` deletes it'}")
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"{n_waiting} journals wait for delivery: `make sync`")
 
 
-def show(what: str, paths: list[Path]) -> int:
+def print_size(what: str, paths: list[Path]) -> int:
     """Print a line with the size on disk, and return the size in bytes."""
     size = sum(file.stat().st_size for path in paths for file in [path, *path.rglob("*")] if file.is_file())
     print(f"{size / 1e6:9.1f} MB  {what}")

@@ -103,8 +103,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to a committed project with the toy experiment. Nothing has run in it."""
-    folder = copy_toy(tmp_path / "workspace")
+    """Change to a committed project with the toy experiment, in a path with a space. Nothing has run in it."""
+    folder = copy_toy(tmp_path / "a workspace")
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder

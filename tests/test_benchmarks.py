@@ -255,12 +255,12 @@ def test_the_docs_quote_the_measured_cost_of_a_sweep() -> None:
     result = json.loads((RESULTS / "sweep.json").read_text())
     said = " ".join((PROJECT / "docs/ray.md").read_text().split())
     for workers in map(str, sweep.WORKERS):
-        hourly = result["points_per_hour"][workers]
-        assert f"| {workers} | {hourly['threads']} | {hourly['points_per_hour']:.0f} |" in said
-    ray, dvc, alone = (result["seconds"][engine]["further_point"] for engine in ("ray", "dvc", "one_process"))
+        hourly = result["trials_per_hour"][workers]
+        assert f"| {workers} | {hourly['threads']} | {hourly['trials_per_hour']:.0f} |" in said
+    ray, dvc, alone = (result["seconds"][engine]["further_trial"] for engine in ("ray", "dvc", "one_process"))
     assert f"takes {alone:.1f} s in one process that calls the stages' functions, {ray:.1f} s on Ray" in said
     assert f"and {dvc:.1f} s as a DVC experiment" in said
-    assert f"an engine costs {ray - alone:.1f} s (Ray) and {dvc - alone:.1f} s (DVC) a point" in said
+    assert f"an engine costs {ray - alone:.1f} s (Ray) and {dvc - alone:.1f} s (DVC) a trial" in said
     server, rates = result["tracking_server"], result["ray"]
     assert f"| {server['rows_written_per_second']:.1f} a second" in said
     assert f"| {rates['tasks_per_second']:,} a second" in said

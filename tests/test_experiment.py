@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.core import dvcfiles
@@ -21,7 +22,16 @@ def test_its_stages_and_paths_are_in_dvc_yaml(monkeypatch: pytest.MonkeyPatch) -
     assert {EXPERIMENT.model_path, EXPERIMENT.history_path} <= set(train["outs"])
     assert {EXPERIMENT.model_path, EXPERIMENT.test_path} <= set(evaluate["deps"])
     assert EXPERIMENT.test_path.startswith(EXPERIMENT.data_folder)
-    assert any(path.startswith(EXPERIMENT.data_folder) for path in train["deps"])
+    assert EXPERIMENT.measured_on("valid.best_mse", train["deps"]) in train["deps"]
+    assert EXPERIMENT.measured_on("valid.best_mse", []) == EXPERIMENT.test_path
+
+
+@pytest.mark.parametrize("folder", [PROJECT, PROJECT / "examples/classifier"])
+def test_the_evaluation_is_kept_out_of_dvcs_run_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its metrics has `persist`, because a result from the run-cache would complete no MLflow run."""
+    stage = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"][EXPERIMENT.evaluate]
+    kept = [options for entry in stage["metrics"] if isinstance(entry, dict) for options in entry.values()]
+    assert any(options.get("persist") for options in kept)
 
 
 def test_the_model_takes_the_example(tmp_path: Path) -> None:

@@ -198,13 +198,13 @@ def test_the_trials_of_a_sweep_can_be_pulled(mine: Path, yours: Path, server: Se
     sweep = ["pipeline.sweep", "-S", "train.seed=1"]
     run(mine, *sweep, PIPELINE_TRACKING="0")
     assert "1 file uploaded" in server.dvc(mine, "exp push origin").stdout
-    (point,) = git(mine, "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps/*/*/*").split()
-    assert point in server.dvc(yours, "exp list origin").stdout
+    (trial,) = git(mine, "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps/*/*/*").split()
+    assert trial in server.dvc(yours, "exp list origin").stdout
     server.dvc(yours, "exp pull origin")
     server.dvc(yours, "pull")
     assert "1 trials, 1 done, 0 to run" in run(yours, *sweep, PIPELINE_TRACKING="0").stdout
     for folder in (mine, yours):
-        server.dvc(folder, "exp apply", point)
+        server.dvc(folder, "exp apply", trial)
     assert "seed: 1" in (yours / "params.yaml").read_text()
     assert results(yours) == results(mine)
     said = server.dvc(yours, "repro").stdout

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from pipeline.autoencoder.trainer import STATE_TYPES
 from pipeline.core import checkpoint, dvcfiles
-from pipeline.core.dvc_cli import mend_torn_locks
+from pipeline.core.dvc_cli import repair_truncated_locks
 from pipeline.core.repository import CHECKPOINTS
 from pipeline.tracking import delivery
 from pipeline.tracking.journal import journals
@@ -171,7 +171,7 @@ def kill_once(here: Path, moment: str, choose: random.Random, tracking: str = "1
     assert dvc.poll() is None, log.read_text()
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    mend_torn_locks(here)
+    repair_truncated_locks(here)
     was_saving = has("new")
     print(f"{moment}: {before} epochs before, {saved_epochs(here)} after{', while saving' * was_saving}", flush=True)
     # The output after the training's first line. The kill may come right after that line.

@@ -32,7 +32,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A packed state, and the id of the MLflow run to resume (`tracking.runs.TrainingRun.id`), or None."""
 
     content: bytes
@@ -40,8 +40,8 @@ class Saved:
     is_finished: bool  # no epoch is left: only the outputs are written again
 
 
-class Checkpoint:
-    """The checkpoint of one training. Saving never raises an OSError: it warns once, and training continues."""
+class Checkpointer:
+    """Keeps the checkpoint of one training. Saving never raises an OSError: it warns once, and training continues."""
 
     def __init__(self, folder: Path, name: str, params: dict[str, Any]):
         """Take the training's hash (`name`) and all parameters: an MLflow run is resumed only if they are unchanged."""
@@ -53,7 +53,7 @@ class Checkpoint:
         self._last_saved = self._last_epoch = time.monotonic()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the checkpoint. If another process holds it, `load` returns None and `save` does nothing."""
         lock = FileLock(self._state.with_suffix(".lock"))
         try:
@@ -71,7 +71,7 @@ class Checkpoint:
         finally:
             lock.release()
 
-    def load(self) -> Saved | None:
+    def load(self) -> Checkpoint | None:
         """Return the last saved state, or None. A damaged file is reported and deleted."""
         for path in (self._state, self._finished) if self._is_ours else ():
             if path.is_file():
@@ -85,7 +85,7 @@ class Checkpoint:
                     head, _, state = body.partition(b"\n")
                     row = json.loads(head)
                     run = row["run"] if row["params"] == self._params else None
-                    return Saved(state, run, is_finished=path == self._finished)
+                    return Checkpoint(state, run, is_finished=path == self._finished)
                 problem = f"the checkpoint {path} is damaged and deleted; training starts from scratch"
                 print(f"warning: {problem}", file=sys.stderr)
                 path.unlink()

@@ -15,7 +15,7 @@ RWLOCK_PATH = Path(".dvc/tmp/rwlock")
 LOCK_PATH = Path("dvc.lock")
 
 
-def mend_torn_locks(root: Path) -> None:
+def repair_truncated_locks(root: Path) -> None:
     """Delete a truncated `.dvc/tmp/rwlock` (DVC's list of running processes); restore a truncated dvc.lock from git.
 
     DVC empties both files before it writes them, in pieces of 8 KB. If it is killed in between, every later `dvc repro`
@@ -63,12 +63,12 @@ def dvc(*arguments: str, folder: Path = Path(), quiet: bool = False) -> None:
     command = [sys.executable, "-P", str(Path(__file__).with_name("dvc_without_hints.py")), *arguments]
     # DVC prints errors to stderr, everything else to stdout.
     stdout = subprocess.DEVNULL if quiet else None
-    status = subprocess.run(command, cwd=folder, env=environment_of_stages(), stdout=stdout).returncode
+    status = subprocess.run(command, cwd=folder, env=stage_environment(), stdout=stdout).returncode
     if status != 0:
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed; see the error above")
 
 
-def environment_of_stages() -> dict[str, str]:
+def stage_environment() -> dict[str, str]:
     """Return this environment with this Python's folder first in PATH, because the stages call `python`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}

@@ -9,8 +9,8 @@ from collections.abc import Callable
 # A disk that is full, over quota or read-only, or a file without permission.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # The exit code of a bug, for commands whose exit code 1 means something else.
-BUG = 70
-GET_BACK = "git restore params.yaml dvc.lock reports && dvc checkout"
+EXIT_BUG = 70
+RESTORE_COMMAND = "git restore params.yaml dvc.lock reports && dvc checkout"
 
 
 class PipelineError(Exception):
@@ -37,7 +37,7 @@ def run_command(main: Callable[[], None], exit_code_of_a_bug: int = 1) -> None:
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("DVC_STAGE"):
             # DVC deletes a stage's outputs before it runs the stage.
-            print(f"to get the last committed results back: {GET_BACK}", file=sys.stderr)
+            print(f"to get the last committed results back: {RESTORE_COMMAND}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,7 +1,8 @@
 """The interface between an experiment and the pipeline: pipeline/experiment.py fills it in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Experiment:
     history_path: str = "reports/history.csv"
     # The folder of the data, ending in `/`. A reproduction must produce the same bytes; other data are not comparable.
     data_folder: str
-    # The file in data_folder on which the runs of a comparison are measured.
+    # The file in data_folder on which the runs of a comparison are measured. Metrics `valid.…` are of the file `valid`
+    # next to it, if there is one.
     test_path: str
     # The parts that start every run's name, by parameter; an empty part is omitted.
     run_name: Callable[[Any], dict[str, str]]
@@ -45,8 +47,6 @@ class Experiment:
     data_parameter: str = "data.dataset"
     data_name: Callable[[Any], str] = lambda params: str(params.data.dataset)
     data_title: Callable[[str], str] = str
-    # Map a metric of reports/*.json (dotted name) to the data that it was measured on. None: all on test_path.
-    measured_on: Callable[[str], str] | None = None
     # A notice about the data that a run prints.
     notice: Callable[[Any], str | None] = lambda _: None
     # The arguments of the DVC command behind `make run`.
@@ -67,3 +67,11 @@ class Experiment:
     draw_models: "Callable[[dict[str, nn.Module]], Figure] | None" = None
     # (prefix, title): the review folds metrics with this prefix under this title.
     folded: tuple[str, str] | None = None
+
+    def measured_on(self, metric: str, data: Collection[str]) -> str:
+        """Return the path of the data behind a metric of reports/*.json.
+
+        For `valid.…` it is the file `valid` next to `test_path`, if `data` has it, and `test_path` otherwise.
+        """
+        valid = str(PurePosixPath(self.test_path).with_stem("valid"))
+        return valid if metric.startswith("valid.") and valid in data else self.test_path

@@ -121,7 +121,7 @@ def find_commit(name: str) -> str | None:
     return experiments[0][2] if experiments else None
 
 
-def show(commit: str, path: str) -> bytes | None:
+def bytes_at(commit: str, path: str) -> bytes | None:
     """Return a file's content in a commit; None if the commit does not have it."""
     return None if blob(commit, path) is None else git_bytes(HERE, "show", f"{commit}:{path}")
 

@@ -28,8 +28,8 @@ from typing import Any
 import yaml
 from dvc.repo import Repo
 
-from pipeline.core.errors import BUG, PipelineError, on_one_line, run_command
-from pipeline.core.git import HERE, blob, branch_point, commit_workspace, git, git_bytes, resolve, show
+from pipeline.core.errors import EXIT_BUG, PipelineError, on_one_line, run_command
+from pipeline.core.git import HERE, blob, branch_point, bytes_at, commit_workspace, git, git_bytes, resolve
 from pipeline.core.metrics import METRICS_PATH, Metric, is_number, judged_by, parse_metrics, pattern_of
 from pipeline.experiment import EXPERIMENT
 from pipeline.review.lock import frozen_stages, is_lock, out_of_date, with_descendants, without_links_to_outside
@@ -62,9 +62,9 @@ def main() -> None:
 
 def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     """Review the commit `head` against the commit `base`, both full hashes."""
-    if show(head, "dvc.yaml") is None:
+    if bytes_at(head, "dvc.yaml") is None:
         raise PipelineError(f"{head[:10]} has no dvc.yaml: there is nothing to review")
-    base_lock, head_lock = show(base, "dvc.lock") or b"", show(head, "dvc.lock") or b""
+    base_lock, head_lock = bytes_at(base, "dvc.lock") or b"", bytes_at(head, "dvc.lock") or b""
     if not is_lock(head_lock):
         raise PipelineError("dvc.lock of the reviewed commit cannot be read: resolve its conflicts, or run `dvc repro`")
     notes = []
@@ -75,13 +75,13 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
         params = changes(repo.params.diff(a_rev=base, b_rev=head), strict=not notes)
         metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head), strict=not notes)
     old, new = data_hashes(base_lock), data_hashes(head_lock)
-    other_data = {path for path in old | new if old.get(path) != new.get(path)}
-    metrics = judge(metric_changes, parse_metrics(show(head, METRICS_PATH) or b""), other_data)
-    if show(base, "dvc.yaml") is None:
+    other_data = {path: old.get(path) != new.get(path) for path in old | new}
+    metrics = judge(metric_changes, parse_metrics(bytes_at(head, METRICS_PATH) or b""), other_data)
+    if bytes_at(base, "dvc.yaml") is None:
         notes.append("The base has no pipeline: everything is new.")
-    if show(head, METRICS_PATH) is None:
+    if bytes_at(head, METRICS_PATH) is None:
         notes.append(f"There is no `{METRICS_PATH}`: no metric is judged.")
-    if show(base, METRICS_PATH) not in (None, show(head, METRICS_PATH)):
+    if bytes_at(base, METRICS_PATH) not in (None, bytes_at(head, METRICS_PATH)):
         notes.append(f"`{METRICS_PATH}` itself changed; the verdicts use the new one.")
     untracked = git(HERE, "ls-files", "--others", "--exclude-standard").splitlines() if is_working_tree else []
     if untracked:
@@ -135,11 +135,11 @@ def errors_in(values: Any) -> list[Exception]:
     return [values] if isinstance(values, Exception) else []
 
 
-def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str]) -> list[MetricChange]:
+def judge(changed: list[Change], metrics: dict[str, Metric], other_data: dict[str, bool]) -> list[MetricChange]:
     """Judge each metric by the first pattern in metrics.yaml that matches its name.
 
     Failing metrics come first. Both parts start with the metric to report and then follow the order of the patterns.
-    `other_data` are the paths of the data that differ between the two sides.
+    `other_data` has the data's paths, and whether their content differs between the two sides.
     """
 
     def judged(change: Change) -> MetricChange:
@@ -149,7 +149,7 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str
             verdict, allowed = "gone", metric.allowed
             if not is_number(change.old):
                 verdict = "new"
-            elif data_of(change.name) in other_data:
+            elif other_data.get(EXPERIMENT.measured_on(change.name, other_data)):
                 verdict = "not comparable"
             elif is_number(change.new):
                 verdict = metric.verdict(change.old, change.new)
@@ -163,11 +163,6 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: set[str
     return sorted(map(judged, changed), key=order)
 
 
-def data_of(metric: str) -> str:
-    """Return the path of the data that a metric was measured on."""
-    return EXPERIMENT.test_path if EXPERIMENT.measured_on is None else EXPERIMENT.measured_on(metric)
-
-
 def data_hashes(lock: bytes) -> dict[str, str | None]:
     """Return {path: hash} of the experiment's data in a dvc.lock."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
@@ -177,7 +172,7 @@ def data_hashes(lock: bytes) -> dict[str, str | None]:
 
 def declared_figures(commit: str) -> set[str]:
     """Return the PNG files among the plots of a commit's stages."""
-    stages = (yaml.safe_load(show(commit, "dvc.yaml") or b"") or {}).get("stages", {})
+    stages = (yaml.safe_load(bytes_at(commit, "dvc.yaml") or b"") or {}).get("stages", {})
     plots = [plot for stage in stages.values() for plot in stage.get("plots", [])]
     paths = {plot if isinstance(plot, str) else next(iter(plot)) for plot in plots}
     return {path for path in paths if path.endswith(".png")}
@@ -185,4 +180,4 @@ def declared_figures(commit: str) -> set[str]:
 
 if __name__ == "__main__":
     # Python exits with 1 after a bug; here 1 means that a metric is worse.
-    run_command(main, exit_code_of_a_bug=BUG)
+    run_command(main, exit_code_of_a_bug=EXIT_BUG)

@@ -17,7 +17,7 @@ from dvc.stage import PipelineStage, Stage
 
 from pipeline.core.errors import PipelineError, on_one_line
 from pipeline.core.yaml_reader import load_yaml
-from pipeline.review.report import text
+from pipeline.review.report import format_value
 
 
 def without_links_to_outside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
@@ -113,9 +113,12 @@ def changed_values(params: ParamsDependency) -> list[str]:
             reasons.append(f"`{name}` is not in {params.def_path if name in old else 'dvc.lock'}")
         elif isinstance(old[name], dict) and isinstance(new[name], dict):
             keys = [key for key in new[name] | old[name] if old[name].get(key, ...) != new[name].get(key, ...)]
-            reasons += [f"`{name}.{key}` {text(old[name].get(key))} → {text(new[name].get(key))}" for key in keys]
+            reasons += [
+                f"`{name}.{key}` {format_value(old[name].get(key))} → {format_value(new[name].get(key))}"
+                for key in keys
+            ]
         elif old[name] != new[name]:
-            reasons.append(f"`{name}` {text(old[name])} → {text(new[name])}")
+            reasons.append(f"`{name}` {format_value(old[name])} → {format_value(new[name])}")
     return reasons
 
 

@@ -88,7 +88,8 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### Parameters")
     if review.params:
-        parts.append(table(["parameter", "old", "new"], [[c.name, text(c.old), text(c.new)] for c in review.params]))
+        changes = [[change.name, format_value(change.old), format_value(change.new)] for change in review.params]
+        parts.append(markdown_table(["parameter", "old", "new"], changes))
     else:
         parts.append("No parameter changed.")
 
@@ -130,7 +131,7 @@ def markdown(review: Review, file_url: str | None) -> str:
             [Path(path).stem, picture(review.base, path, file_url), picture(review.merged, path, file_url)]
             for path in review.figures
         ]
-        parts.append(table(["figure", "before", "after"], shown))
+        parts.append(markdown_table(["figure", "before", "after"], shown))
     return "\n\n".join(parts)
 
 
@@ -144,11 +145,11 @@ def failure(metric: MetricChange) -> str:
 
 
 def table_of(metrics: list[MetricChange]) -> str:
-    rows = [[m.name, text(m.old), text(m.new), *difference(m.old, m.new), m.verdict] for m in metrics]
-    return table(["metric", "old", "new", "difference", "%", "verdict"], rows)
+    rows = [[m.name, format_value(m.old), format_value(m.new), *difference(m.old, m.new), m.verdict] for m in metrics]
+    return markdown_table(["metric", "old", "new", "difference", "%", "verdict"], rows)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
@@ -156,7 +157,7 @@ def bullets(reasons: dict[str, list[str]]) -> str:
     return "\n".join(f"- **{stage}**: {'; '.join(why)}" for stage, why in reasons.items())
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for a table's cell, floats with six significant figures."""
     shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     return shown.replace("|", "\\|").replace("\n", " ")

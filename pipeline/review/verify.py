@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from pipeline.core import dvcfiles, processes
-from pipeline.core.dvc_cli import environment_of_stages
+from pipeline.core.dvc_cli import stage_environment
 from pipeline.core.environment import RECORD_PATH, recorded
-from pipeline.core.errors import BUG, PipelineError, run_command
+from pipeline.core.errors import EXIT_BUG, PipelineError, run_command
 from pipeline.core.files import flat
 from pipeline.core.git import HOOK_VARIABLES, git
 from pipeline.core.metrics import METRICS_PATH, Metric, is_number, judged_by, parse_metrics
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"verify: reproducing {commit[:10]} from scratch in {clone}", file=sys.stderr, flush=True)
         reproduce(root, clone)
         with chdir(clone):
-            comparisons = settle(
+            comparisons = apply_verdict(
                 [
                     Comparison(path, DIFFERENT, wrong[path], [])
                     if path in wrong
@@ -173,7 +173,7 @@ def reproduce(root: Path, clone: Path) -> None:
     """
     if (root / RAW_FOLDER).is_dir():
         shutil.copytree(root / RAW_FOLDER, clone / RAW_FOLDER, dirs_exist_ok=True)
-    variables = environment_of_stages() | {"PIPELINE_TRACKING": "0"}
+    variables = stage_environment() | {"PIPELINE_TRACKING": "0"}
     for name in HOOK_VARIABLES:
         variables.pop(name, None)
     command = [sys.executable, "-m", "dvc", "repro"]
@@ -273,7 +273,7 @@ def distance(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
     return math.sqrt(difference / norm) if norm else math.inf
 
 
-def settle(comparisons: list[Comparison]) -> list[Comparison]:
+def apply_verdict(comparisons: list[Comparison]) -> list[Comparison]:
     """Give outputs that are not judged the overall verdict."""
     verdict = worst(comparisons)
     return [
@@ -344,4 +344,4 @@ def read(path: Path) -> bytes | None:
 
 if __name__ == "__main__":
     # Python exits with 1 after a bug; here 1 means that results differ.
-    run_command(main, exit_code_of_a_bug=BUG)
+    run_command(main, exit_code_of_a_bug=EXIT_BUG)

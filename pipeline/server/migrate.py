@@ -116,8 +116,8 @@ def move(old: sa.Connection, new: sa.Connection, root: Path, artifacts: Path) ->
         PipelineError: the databases' tables differ, the new one is not empty, or something did not arrive.
     """
     before, after = tables(old), tables(new)
-    insist_on_the_same_tables(old, new, before, after)
-    insist_on_nothing_there(new, after)
+    require_the_same_tables(old, new, before, after)
+    require_empty(new, after)
     moved = addresses_to_move(old, before, root)
     for name in MADE_WITH_THE_TABLES:
         new.execute(after.tables[name].delete())
@@ -145,7 +145,7 @@ def tables(connection: sa.Connection) -> sa.MetaData:
     return found
 
 
-def insist_on_the_same_tables(old: sa.Connection, new: sa.Connection, before: sa.MetaData, after: sa.MetaData) -> None:
+def require_the_same_tables(old: sa.Connection, new: sa.Connection, before: sa.MetaData, after: sa.MetaData) -> None:
     if VERSION_TABLE not in before.tables:
         raise PipelineError(f"{old.engine.url.database} is not an MLflow store")
     was, now = (
@@ -163,7 +163,7 @@ def insist_on_the_same_tables(old: sa.Connection, new: sa.Connection, before: sa
         raise PipelineError(f"the store's tables differ from this MLflow's: {different}")
 
 
-def insist_on_nothing_there(new: sa.Connection, after: sa.MetaData) -> None:
+def require_empty(new: sa.Connection, after: sa.MetaData) -> None:
     experiments = after.tables["experiments"]
     found = {table.name: count(new, table) for table in after.tables.values()}
     found["experiments"] = new.scalar(sa.select(sa.func.count()).where(experiments.c.experiment_id != 0)) or 0

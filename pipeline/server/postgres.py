@@ -52,7 +52,7 @@ def running(folder: Path) -> Iterator[Postgres]:
     Raises:
         PipelineError: PostgreSQL or its driver is missing, it does not start, or another process uses the folder.
     """
-    _insist_on_the_driver()
+    _require_the_driver()
     data, log = folder / "postgres", folder / "postgres.log"
     programs = _programs(data)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _alone(folder: Path) -> Iterator[None]:
         raise PipelineError(f"a tracking server is using {folder}; stop it first") from None
 
 
-def _insist_on_the_driver() -> None:
+def _require_the_driver() -> None:
     try:
         import psycopg2  # noqa: F401
     except ImportError:

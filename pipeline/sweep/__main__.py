@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pipeline.core import dvcfiles, processes
-from pipeline.core.dvc_cli import dvc, mend_torn_locks
-from pipeline.core.errors import BUG, PipelineError, run_command
+from pipeline.core.dvc_cli import dvc, repair_truncated_locks
+from pipeline.core.errors import EXIT_BUG, PipelineError, run_command
 from pipeline.core.metrics import load_metrics, with_role
 from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
 from pipeline.sweep import dvc_engine, ray_engine
-from pipeline.sweep.grid import LOGS, Point, default_name, make_points, parse_grid, shared_stages
+from pipeline.sweep.grid import LOGS, Trial, default_name, make_trials, parse_grid, shared_stages
 from pipeline.tracking import fingerprints, store
 from pipeline.tracking.journal import one_line
 from pipeline.tracking.store import open_store
@@ -68,91 +68,91 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(LOGS / "lock", timeout=0), processes.sigterm_as_exit():
-            mend_torn_locks(Path())
+            repair_truncated_locks(Path())
             with dvc_engine.copies(main_root(), 1) as (snapshot,):
                 with chdir(snapshot):
-                    points = make_points(grid)
+                    trials = make_trials(grid)
                     for role in ("select", "report"):
                         with_role(role, load_metrics())  # fail now, not when the first trial ends
                 if arguments.engine == "ray":
-                    failed = sweep_on_ray(points, snapshot, arguments.jobs, name, arguments.address)
+                    failed = sweep_on_ray(trials, snapshot, arguments.jobs, name, arguments.address)
                 else:
-                    failed = sweep(points, snapshot, arguments.jobs or dvc_engine.default_jobs(points), name)
+                    failed = sweep(trials, snapshot, arguments.jobs or dvc_engine.default_jobs(trials), name)
     except Timeout:
         raise PipelineError("another sweep is running in this repository") from None
     if failed:
-        print("\nfailed:", *(f"  {point.name}: {point.log}" for point in failed), sep="\n", file=sys.stderr)
+        print("\nfailed:", *(f"  {trial.name}: {trial.log}" for trial in failed), sep="\n", file=sys.stderr)
         sys.exit(1)
 
 
-def sweep(points: list[Point], snapshot: Path, jobs: int, name: str) -> list[Point]:
+def sweep(trials: list[Trial], snapshot: Path, jobs: int, name: str) -> list[Trial]:
     """Run the unfinished trials as DVC experiments and tag the MLflow runs of all finished ones.
 
     Returns:
         The trials that failed.
     """
-    done = dvc_engine.finished(points)
-    waiting = [point for point in points if point.experiment not in done]
-    announce(points, waiting, name, f"{jobs} at once")
+    done = dvc_engine.finished(trials)
+    waiting = [trial for trial in trials if trial.experiment not in done]
+    announce(trials, waiting, name, f"{jobs} at once")
     prepare(waiting, snapshot)
     if store.is_on() and all(map(dvcfiles.is_up_to_date, dvcfiles.all_stages())):
-        attempt(sync)  # DVC does not run the workspace's own trial again
+        warn_on_error(sync)  # DVC does not run the workspace's own trial again
     try:
         with dvc_engine.copies(snapshot, min(jobs, len(waiting)) - 1) as others:
-            return dvc_engine.run_points(waiting, [snapshot, *others], n_points=len(points))
+            return dvc_engine.run_trials(waiting, [snapshot, *others], n_trials=len(trials))
     finally:
         if store.is_on():
-            attempt(lambda: tag_rows(points, name))
+            warn_on_error(lambda: tag_rows(trials, name))
 
 
-def sweep_on_ray(points: list[Point], snapshot: Path, jobs: int | None, name: str, address: str | None) -> list[Point]:
+def sweep_on_ray(trials: list[Trial], snapshot: Path, jobs: int | None, name: str, address: str | None) -> list[Trial]:
     """Run the unfinished trials on Ray; return those that failed."""
-    ray_engine.check(points, address)
+    ray_engine.check(trials, address)
     client, experiment_id = open_store()
-    ray_engine.settle(client, experiment_id, points)
-    done = ray_engine.finished(client, experiment_id, points)
-    waiting = [point for point in points if point.experiment not in done]
-    announce(points, waiting, name, f"on Ray at {address or 'this machine'}")
+    ray_engine.keep_one_finished_run(client, experiment_id, trials)
+    done = ray_engine.finished(client, experiment_id, trials)
+    waiting = [trial for trial in trials if trial.experiment not in done]
+    announce(trials, waiting, name, f"on Ray at {address or 'this machine'}")
     prepare(waiting, snapshot)
     try:
         if not waiting:
             return []
-        return ray_engine.run_points(client, experiment_id, waiting, snapshot, jobs, address, n_points=len(points))
+        return ray_engine.run_trials(client, experiment_id, waiting, snapshot, jobs, address, n_trials=len(trials))
     finally:
-        attempt(lambda: conclude(client, experiment_id, points, name))
+        warn_on_error(lambda: conclude(client, experiment_id, trials, name))
 
 
-def conclude(client: "MlflowClient", experiment_id: str, points: list[Point], name: str) -> None:
+def conclude(client: "MlflowClient", experiment_id: str, trials: list[Trial], name: str) -> None:
     """After a sweep on Ray, leave one finished run per trial, tag it, and print the command for the best trial."""
-    ray_engine.settle(client, experiment_id, points)
-    rows = ray_engine.finished(client, experiment_id, points)
+    ray_engine.keep_one_finished_run(client, experiment_id, trials)
+    rows = ray_engine.finished(client, experiment_id, trials)
     for row in rows.values():
         tag_row(client, row, name)
-    if (best := ray_engine.best(points, rows)) is not None:
+    if (best := ray_engine.best(trials, rows)) is not None:
         name, metric = with_role("select", load_metrics())
         command = ray_engine.command_for(best)
         print(f"{best.name} has the best {metric.label or name}; to bring it here: {command}")
 
 
-def prepare(points: list[Point], snapshot: Path) -> None:
+def prepare(trials: list[Trial], snapshot: Path) -> None:
     """Run the stages that all trials share: in the snapshot for the trials, in the workspace for `make compare`.
 
     Raises:
         PipelineError: a stage fails in the snapshot.
     """
     with chdir(snapshot):
-        shared = shared_stages(points) if points else []
+        shared = shared_stages(trials) if trials else []
     if shared:
         dvc("repro", *shared, folder=snapshot, quiet=True)
-        attempt(lambda: dvc("repro", *shared, folder=main_root(), quiet=True))
+        warn_on_error(lambda: dvc("repro", *shared, folder=main_root(), quiet=True))
 
 
-def announce(points: list[Point], waiting: list[Point], name: str, how: str) -> None:
-    n_done = len(points) - len(waiting)
-    print(f"sweep {name!r}: {len(points)} trials, {n_done} done, {len(waiting)} to run, {how}", flush=True)
+def announce(trials: list[Trial], waiting: list[Trial], name: str, how: str) -> None:
+    n_done = len(trials) - len(waiting)
+    print(f"sweep {name!r}: {len(trials)} trials, {n_done} done, {len(waiting)} to run, {how}", flush=True)
 
 
-def attempt(call: Callable[[], object]) -> None:
+def warn_on_error(call: Callable[[], object]) -> None:
     """Run a call and print its error as a warning: the results do not depend on a store."""
     from mlflow.exceptions import MlflowException
 
@@ -162,18 +162,18 @@ def attempt(call: Callable[[], object]) -> None:
         print(f"warning: {one_line(error)}", file=sys.stderr)
 
 
-def tag_rows(points: list[Point], name: str) -> None:
+def tag_rows(trials: list[Trial], name: str) -> None:
     """Add this sweep's name to the tag `sweep` of the MLflow runs of all finished trials, whoever ran them."""
     client, experiment_id = open_store()
     missing = []
-    commits = dvc_engine.finished(points)
-    for point in points:
-        if point.experiment not in commits:
+    commits = dvc_engine.finished(trials)
+    for trial in trials:
+        if trial.experiment not in commits:
             continue
-        outs = dvcfiles.outs_at(commits[point.experiment], EXPERIMENT.train)
-        row = store.find_training(client, experiment_id, fingerprints.fingerprint(point.params, outs))
+        outs = dvcfiles.outs_at(commits[trial.experiment], EXPERIMENT.train)
+        row = store.find_training(client, experiment_id, fingerprints.fingerprint(trial.params, outs))
         if row is None:
-            missing.append(point.name)
+            missing.append(trial.name)
         else:
             tag_row(client, row, name)
     if missing:
@@ -184,4 +184,4 @@ def tag_rows(points: list[Point], name: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, exit_code_of_a_bug=BUG)
+    run_command(main, exit_code_of_a_bug=EXIT_BUG)

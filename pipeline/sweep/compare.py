@@ -38,8 +38,8 @@ from pipeline.sweep.curves import (
     Curve,
     compared,
     find_runs,
+    format_value,
     load_runs,
-    show,
     split_into_curves,
     summarise,
 )
@@ -109,7 +109,7 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
             place = labelled.index(select)
             cells[place] = f"**{cells[place]}**"
         label = [row["curve"]] if several else []
-        lines.append("| " + " | ".join([*label, show(row[by]), str(row["n_seeds"]), *cells]) + " |")
+        lines.append("| " + " | ".join([*label, format_value(row[by]), str(row["n_seeds"]), *cells]) + " |")
     runs = pd.concat([curve.runs for curve in curves])
     machines = runs[["hardware", "threads", "torch"]].drop_duplicates().dropna()
     trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
@@ -203,7 +203,7 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     test.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
     if is_number and min(values) > 0 and max(values) >= 4 * min(values):
         test.set_xscale("log", base=2)
-    test.set_xticks([places(value) for value in values], [show(value) for value in values])
+    test.set_xticks([places(value) for value in values], [format_value(value) for value in values])
     test.xaxis.set_minor_locator(NullLocator())
     valid.set_title("validation: choose by it", fontsize=12)
     test.set_title("test: report it", fontsize=12)
@@ -243,7 +243,7 @@ def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, 
             raise PipelineError(f"{EXPERIMENT.test_path} is not the data that the runs were measured on")
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, EXPERIMENT.model_path, folder)
-            models[f"{name} = {show(value)}"] = EXPERIMENT.load_model(path)
+            models[f"{name} = {format_value(value)}"] = EXPERIMENT.load_model(path)
     save_figure(draw(models), RECONSTRUCTIONS_PATH)
 
 

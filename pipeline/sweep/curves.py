@@ -138,7 +138,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
     set_by_axis = SETS.get(by, [])
     same = ["code", *others, *(name for name in ENVIRONMENT.values() if name not in set_by_axis)]
     if not all(isinstance(value, int | float) for value in known[by]):
-        known[by] = known[by].map(show)
+        known[by] = known[by].map(format_value)
     newest = known.drop_duplicates([*same, *set_by_axis, by, SEED], keep="last")
     if n_superseded := len(known) - len(newest):
         left_out.append(f"{n_superseded} run(s) superseded by a newer run of the same trial")
@@ -152,7 +152,9 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
             groups.append(group)
 
     def rank(group: pd.DataFrame) -> tuple[int, bool, float]:
-        is_own = all(show(group[name].iloc[0]) == show(number_or_text(str(params.get(name)))) for name in others)
+        is_own = all(
+            format_value(group[name].iloc[0]) == format_value(number_or_text(str(params.get(name)))) for name in others
+        )
         return group[by].nunique(), is_own, group["started"].max()
 
     groups.sort(key=rank, reverse=True)
@@ -169,7 +171,7 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
             label = (own_sweep(group, newest) or differs) if differs else MAIN
             curves.append(Curve(label, differs, group.sort_values([by, SEED]).reset_index(drop=True)))
         else:
-            values = ", ".join(sorted(map(show, group[by].unique())))
+            values = ", ".join(sorted(map(format_value, group[by].unique())))
             left_out.append(f"{len(group)} run(s), {by} {values}: {differs}")
     return curves, left_out
 
@@ -188,7 +190,9 @@ def difference(group: pd.DataFrame, first: pd.DataFrame, same: list[str]) -> str
     changed = [
         name for name in same if ours[name] != theirs[name] and not (pd.isna(ours[name]) and pd.isna(theirs[name]))
     ]
-    values = [f"code {ours[name][:6]}" if name == "code" else f"{short(name)}={show(ours[name])}" for name in changed]
+    values = [
+        f"code {ours[name][:6]}" if name == "code" else f"{short(name)}={format_value(ours[name])}" for name in changed
+    ]
     return "; ".join(dict.fromkeys(values))  # train.threads=4 and 4 threads are one difference
 
 
@@ -221,7 +225,7 @@ def summarise(curves: list[Curve], by: str) -> pd.DataFrame:
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value as params.yaml has it: 8 for 8.0; `unknown` if it is missing."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "unknown"

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import dvcfiles
-from pipeline.core.dvc_cli import environment_of_stages
+from pipeline.core.dvc_cli import stage_environment
 from pipeline.core.git import check_out_workspace, commit_workspace, experiments, file_at, git
 from pipeline.core.repository import main_root
-from pipeline.sweep.grid import Point, digest_in_lock
-from pipeline.sweep.progress import PointResult, Running, SweepProgress
+from pipeline.sweep.grid import Trial, digest_in_lock
+from pipeline.sweep.progress import Running, SweepProgress, TrialResult
 
 COPIES = Path(".dvc/tmp/exps")  # DVC's own folder, which `main_root` and `make tidy` know
 DVC = [sys.executable, "-m", "dvc"]
@@ -27,15 +27,15 @@ DVC = [sys.executable, "-m", "dvc"]
 STOP_SECONDS = 30
 
 
-def default_jobs(points: list[Point]) -> int:
+def default_jobs(trials: list[Trial]) -> int:
     """Return how many trials can run at once: the machine's cores divided by the threads of a trial."""
-    return max(1, (os.cpu_count() or 1) // max(point.n_threads for point in points))
+    return max(1, (os.cpu_count() or 1) // max(trial.n_threads for trial in trials))
 
 
-def finished(points: list[Point]) -> dict[str, str]:
+def finished(trials: list[Trial]) -> dict[str, str]:
     """Return {experiment: commit} of the finished trials, whichever grid, queue or `dvc exp run` ran them."""
     commits = {digest_at(commit): commit for commit in experiments().values()}
-    return {point.experiment: commits[point.digest] for point in points if point.digest in commits}
+    return {trial.experiment: commits[trial.digest] for trial in trials if trial.digest in commits}
 
 
 @cache
@@ -74,24 +74,24 @@ def copies(source: Path, n: int) -> Iterator[list[Path]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[Point]:
+def run_trials(trials: list[Trial], folders: list[Path], n_trials: int) -> list[Trial]:
     """Run trials, one at a time in each folder, and return those that failed. An interruption stops all of them."""
-    progress = SweepProgress(n_points, len(folders), n_done=n_points - len(points))
+    progress = SweepProgress(n_trials, len(folders), n_done=n_trials - len(trials))
     failed = []
-    waiting, idle = deque(points), list(folders)
-    running: dict[subprocess.Popen[bytes], tuple[Point, Path, float]] = {}
+    waiting, idle = deque(trials), list(folders)
+    running: dict[subprocess.Popen[bytes], tuple[Trial, Path, float]] = {}
     try:
         while waiting or running:
             while waiting and idle:
-                point, folder = waiting.popleft(), idle.pop()
-                running[start(point, folder)] = (point, folder, time.monotonic())
+                trial, folder = waiting.popleft(), idle.pop()
+                running[start(trial, folder)] = (trial, folder, time.monotonic())
             for process in [process for process in running if process.poll() is not None]:
-                point, folder, started = running.pop(process)
+                trial, folder, started = running.pop(process)
                 idle.append(folder)
-                result = collect(point, folder)
+                result = collect(trial, folder)
                 if result is None:
-                    failed.append(point)
-                progress.on_end(point.name, result, point.log, time.monotonic() - started, still_running(running))
+                    failed.append(trial)
+                progress.on_end(trial.name, result, trial.log, time.monotonic() - started, still_running(running))
             progress.show(still_running(running))
             time.sleep(0.1)
     finally:
@@ -101,17 +101,17 @@ def run_points(points: list[Point], folders: list[Path], n_points: int) -> list[
     return failed
 
 
-def still_running(running: Mapping[Any, tuple[Point, Path, float]]) -> list[Running]:
-    return [Running(point.name, point.log, started) for point, _, started in running.values()]
+def still_running(running: Mapping[Any, tuple[Trial, Path, float]]) -> list[Running]:
+    return [Running(trial.name, trial.log, started) for trial, _, started in running.values()]
 
 
-def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
+def start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
     """Start DVC on one trial, in its own session, so that Ctrl-C in a terminal reaches only the sweep."""
-    with point.log.open("wb") as log:
+    with trial.log.open("wb") as log:
         return subprocess.Popen(
-            [*DVC, "exp", "run", "--name", point.experiment, *point.settings],
+            [*DVC, "exp", "run", "--name", trial.experiment, *trial.settings],
             cwd=folder,
-            env=environment_of_stages() | {"MLFLOW_RUN_NAME": point.name},
+            env=stage_environment() | {"MLFLOW_RUN_NAME": trial.name},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -119,12 +119,12 @@ def start(point: Point, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def collect(point: Point, folder: Path) -> PointResult | None:
+def collect(trial: Trial, folder: Path) -> TrialResult | None:
     """Fetch a trial's experiment into this repository; return its numbers, or None if there is no experiment."""
-    ref = f"refs/exps/*/{point.experiment}"
+    ref = f"refs/exps/*/{trial.experiment}"
     git(main_root(), "fetch", "--quiet", str(folder), f"+{ref}:{ref}")  # replaces an experiment of another trial
-    commit = finished([point]).get(point.experiment)
-    return PointResult.read(lambda path: file_at(commit, path) or "") if commit else None
+    commit = finished([trial]).get(trial.experiment)
+    return TrialResult.read(lambda path: file_at(commit, path) or "") if commit else None
 
 
 def stop(running: Iterable[subprocess.Popen[bytes]]) -> None:

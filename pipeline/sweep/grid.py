@@ -22,7 +22,7 @@ LOGS = Path(".dvc/tmp/sweep")
 
 
 @dataclass(frozen=True)
-class Point:
+class Trial:
     """One cell of the grid."""
 
     changes: dict[str, Any]
@@ -71,7 +71,7 @@ def parse_grid(arguments: list[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def make_points(grid: dict[str, list[Any]]) -> list[Point]:
+def make_trials(grid: dict[str, list[Any]]) -> list[Trial]:
     """Return the grid's trials, with the code and all other parameters of the repository in the working folder.
 
     The first parameter varies fastest, so that whole curves appear early.
@@ -82,29 +82,29 @@ def make_points(grid: dict[str, list[Any]]) -> list[Point]:
     code = fingerprints.code_of_stages()
     codes = fingerprints.training_code(), fingerprints.evaluation_code()
     varied = [name for name in grid if len(grid[name]) > 1]
-    points: dict[str, Point] = {}
+    trials: dict[str, Trial] = {}
     for reversed_values in itertools.product(*reversed(grid.values())):
         changes = dict(zip(grid, reversed(reversed_values), strict=True))
         params = load_params(changes=changes)
         name = fingerprints.run_name(params, varied)
         readable = re.sub(r"[^\w.]+", "-", name).strip("-.").replace("..", ".")[:100]
-        point = Point(changes, params, name, readable, digest_of(params, code), codes)
-        points.setdefault(point.experiment, point)
-    return list(points.values())
+        trial = Trial(changes, params, name, readable, digest_of(params, code), codes)
+        trials.setdefault(trial.experiment, trial)
+    return list(trials.values())
 
 
-def shared_stages(points: list[Point]) -> list[str]:
+def shared_stages(trials: list[Trial]) -> list[str]:
     """Return the stages whose outputs are the same for all trials, by dvc.yaml in the working folder.
 
     These are the stages outside the training and its descendants that depend on no parameter of the grid.
     """
-    of_a_point = dvcfiles.with_descendants({EXPERIMENT.train})
-    return [stage for stage in dvcfiles.stages_without(changed_names(points)) if stage not in of_a_point]
+    of_a_trial = dvcfiles.with_descendants({EXPERIMENT.train})
+    return [stage for stage in dvcfiles.stages_without(changed_names(trials)) if stage not in of_a_trial]
 
 
-def changed_names(points: list[Point]) -> set[str]:
+def changed_names(trials: list[Trial]) -> set[str]:
     """Return the parameters that the grid sets, including those with only one value."""
-    return {name for point in points for name in point.changes}
+    return {name for trial in trials for name in trial.changes}
 
 
 def default_name(grid: dict[str, list[Any]]) -> str:

@@ -23,7 +23,7 @@ SECONDS_BETWEEN_CHANGES = 0.5
 CLEAR_LINE = "\r\x1b[K"
 
 
-class PointResult(NamedTuple):
+class TrialResult(NamedTuple):
     """A trial's two numbers and their labels: the metric that selects trials, and the one to report."""
 
     select: float
@@ -31,14 +31,14 @@ class PointResult(NamedTuple):
     labels: tuple[str, str]
 
     @classmethod
-    def of(cls, values: Mapping[str, float], metrics: dict[str, Metric]) -> "PointResult":
+    def of(cls, values: Mapping[str, float], metrics: dict[str, Metric]) -> "TrialResult":
         """Build the result from a run's metrics, by their names in MLflow."""
         (select, first), (report, second) = with_role("select", metrics), with_role("report", metrics)
         labels = (first.label or select, second.label or report)
         return cls(values[in_mlflow(select)], values[in_mlflow(report)], labels)
 
     @classmethod
-    def read(cls, text_of: Callable[[str], str]) -> "PointResult":
+    def read(cls, text_of: Callable[[str], str]) -> "TrialResult":
         """Build the result from a repository's files; `text_of` returns the text of a path."""
         stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
         files = [path for stage in (EXPERIMENT.train, EXPERIMENT.evaluate) for path in dvcfiles.outs_of(stages[stage])]
@@ -74,7 +74,7 @@ class Running(NamedTuple):
 class SweepProgress:
     """Print a sweep's progress: a line for each trial that ends, and one that is updated. `jobs` trials run at once."""
 
-    n_points: int
+    n_trials: int
     jobs: int
     n_done: int = 0
     n_failed: int = 0
@@ -88,14 +88,14 @@ class SweepProgress:
         live = sys.stdout.isatty()
         self._next_line = time.monotonic() + (SECONDS_BETWEEN_CHANGES if live else SECONDS_BETWEEN_SWEEP_LINES)
         names = []
-        for point in running[:4]:
-            done, n_epochs = point.epochs()
-            names.append(f"{point.name} (epoch {done}/{n_epochs})" if n_epochs else point.name)
+        for trial in running[:4]:
+            done, n_epochs = trial.epochs()
+            names.append(f"{trial.name} (epoch {done}/{n_epochs})" if n_epochs else trial.name)
         more = f" and {len(running) - 4} more" if len(running) > 4 else ""
-        logs = [str(point.log) for point in running if point.log.is_file()]
+        logs = [str(trial.log) for trial in running if trial.log.is_file()]
         text = "; ".join(
             [
-                f"{self.n_done} of {self.n_points} done",
+                f"{self.n_done} of {self.n_trials} done",
                 f"running: {', '.join(names)}{more}",
                 *([f"failed: {self.n_failed}"] if self.n_failed else []),
                 *self._time_left(running),
@@ -112,7 +112,7 @@ class SweepProgress:
         print(f"{CLEAR_LINE if sys.stdout.isatty() else ''}{text}", flush=True)
 
     def on_end(
-        self, name: str, result: PointResult | None, log: Path, seconds: float, running: Sequence[Running]
+        self, name: str, result: TrialResult | None, log: Path, seconds: float, running: Sequence[Running]
     ) -> None:
         """Print how a trial ended and how long it took. `result` is None if it failed; its log has the reason."""
         if result is None:
@@ -121,25 +121,25 @@ class SweepProgress:
             self.n_done += 1
         self.seconds.append(seconds)
         what = f"FAILED, see {log}," if result is None else str(result)
-        parts = [f"{self.n_done} of {self.n_points} done", f"failed: {self.n_failed}", *self._time_left(running)]
+        parts = [f"{self.n_done} of {self.n_trials} done", f"failed: {self.n_failed}", *self._time_left(running)]
         self.say(f"{name}: {what} in {duration(seconds)}   ({'; '.join(parts)})")
 
     def _time_left(self, running: Sequence[Running]) -> list[str]:
         """Estimate the time left from finished trials, else from the epochs of running ones; empty if unknown."""
-        parts = [done / n_epochs if n_epochs else 0.0 for done, n_epochs in (point.epochs() for point in running)]
+        parts = [done / n_epochs if n_epochs else 0.0 for done, n_epochs in (trial.epochs() for trial in running)]
         now = time.monotonic()
         whole = self.seconds or [
-            (now - point.started) / part for point, part in zip(running, parts, strict=True) if part
+            (now - trial.started) / part for trial, part in zip(running, parts, strict=True) if part
         ]
         if not whole:
             return []
-        n_left = self.n_points - self.n_done - self.n_failed - sum(parts)
+        n_left = self.n_trials - self.n_done - self.n_failed - sum(parts)
         return [f"about {duration(n_left * sum(whole) / len(whole) / self.jobs)} left"]
 
     def on_interruption(self) -> None:
         if sys.stdout.isatty():
             print(CLEAR_LINE, end="", flush=True)
-        print(f"stopped; {self.n_done} of {self.n_points} trials are done; the same command resumes", file=sys.stderr)
+        print(f"stopped; {self.n_done} of {self.n_trials} trials are done; the same command resumes", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -29,23 +29,23 @@ from pipeline.core.git import commit_workspace, git
 from pipeline.core.metrics import in_mlflow, load_metrics, with_role
 from pipeline.core.repository import main_root
 from pipeline.sweep import ray_node
-from pipeline.sweep.grid import Point, changed_names, shared_stages
-from pipeline.sweep.progress import PointResult, Running, SweepProgress
-from pipeline.sweep.ray_node import Order, Outcome, Shared
+from pipeline.sweep.grid import Trial, changed_names, shared_stages
+from pipeline.sweep.progress import Running, SweepProgress, TrialResult
+from pipeline.sweep.ray_node import SweepPayload, TrialOutcome, TrialSpec
 from pipeline.tracking import store
-from pipeline.tracking.tags import EVALUATION_TAG, POINT_TAG, POINT_VARIABLE
+from pipeline.tracking.tags import EVALUATION_TAG, TRIAL_TAG, TRIAL_VARIABLE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 # A trial that loses its worker this many times counts as failed.
-TRIES = 3
+MAX_ATTEMPTS = 3
 # Prefixes of the variables that configure a stage; Ray's tasks get them from the driver, not from their node.
 SETTINGS = ("MLFLOW_", "PIPELINE_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "OPENBLAS_", "CUBLAS_", "NVIDIA_TF32_")
 
 
-def check(points: list[Point], address: str | None) -> None:
+def check(trials: list[Trial], address: str | None) -> None:
     """Check that these trials can run on Ray.
 
     Raises:
@@ -55,13 +55,13 @@ def check(points: list[Point], address: str | None) -> None:
         raise PipelineError("Ray is not installed: make setup-cluster")
     if not store.is_on():
         raise PipelineError("a sweep on Ray reads from the MLflow store what is done: unset PIPELINE_TRACKING")
-    if not shared_stages(points):
-        varied = sorted(changed_names(points))
+    if not shared_stages(trials):
+        varied = sorted(changed_names(trials))
         causes = [name for name in varied if not dvcfiles.stages_without([name])] or varied
         raise PipelineError(
             f"trials on Ray share the prepared data, so a grid cannot vary {', '.join(causes)}: leave out --engine ray"
         )
-    gpus_per_point()
+    gpus_per_trial()
     if git(main_root(), "rev-parse", "--is-shallow-repository") == "true":
         raise PipelineError("a shallow clone cannot be sent to Ray's nodes: git fetch --unshallow")
     if address and not store.is_server(store.tracking_uri(main_root())):
@@ -76,13 +76,13 @@ def is_done(row: "Run") -> bool:
     return row.info.status == "FINISHED" and EVALUATION_TAG in row.data.tags
 
 
-def finished(client: "MlflowClient", experiment_id: str, points: list[Point]) -> "dict[str, Run]":
+def finished(client: "MlflowClient", experiment_id: str, trials: list[Trial]) -> "dict[str, Run]":
     """Return {experiment: its oldest MLflow run} of the finished trials, whoever ran them.
 
     A run counts if it has the same parameters and code.
     """
-    experiments = {_key(point.params.flat()): point.experiment for point in points}
-    training, evaluation = points[0].codes
+    experiments = {_key(trial.params.flat()): trial.experiment for trial in trials}
+    training, evaluation = trials[0].codes
     same_code = f"tags.code = '{training}' AND tags.`evaluation.code` = '{evaluation}'"
     condition = f"{same_code} AND attributes.status = 'FINISHED'"
     rows = {}
@@ -98,14 +98,14 @@ def _key(params: Mapping[str, object]) -> frozenset[tuple[str, str]]:
     return frozenset((name, str(value)) for name, value in params.items())
 
 
-def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> None:
+def keep_one_finished_run(client: "MlflowClient", experiment_id: str, trials: list[Trial]) -> None:
     """Leave one FINISHED MLflow run for each trial that this clone ran on Ray; mark what a lost worker left as KILLED.
 
     Call only while none of these trials is running.
     """
-    rows: dict[str, list[Run]] = {point_tag(point): [] for point in points}
-    for row in store.search_all(client, experiment_id, f"tags.`{POINT_TAG}` LIKE '{_owner()}-%'"):
-        if (tag := row.data.tags[POINT_TAG]) in rows:
+    rows: dict[str, list[Run]] = {trial_tag(trial): [] for trial in trials}
+    for row in store.search_all(client, experiment_id, f"tags.`{TRIAL_TAG}` LIKE '{_owner()}-%'"):
+        if (tag := row.data.tags[TRIAL_TAG]) in rows:
             rows[tag].append(row)
     for found in rows.values():
         done = [row for row in found if is_done(row)]
@@ -117,9 +117,9 @@ def settle(client: "MlflowClient", experiment_id: str, points: list[Point]) -> N
                 client.set_terminated(row.info.run_id, "KILLED")
 
 
-def point_tag(point: Point) -> str:
+def trial_tag(trial: Trial) -> str:
     """Return the tag that names a run's trial and the clone of the repository that ran it."""
-    return f"{_owner()}-{point.digest}"
+    return f"{_owner()}-{trial.digest}"
 
 
 def _owner() -> str:
@@ -190,44 +190,44 @@ def has_token() -> bool:
     return any(map(os.environ.get, variables)) or Path("~/.ray/auth_token").expanduser().is_file()
 
 
-def run_points(
+def run_trials(
     client: "MlflowClient",
     experiment_id: str,
-    points: list[Point],
+    trials: list[Trial],
     snapshot: Path,
     jobs: int | None,
     address: str | None,
-    n_points: int,
-) -> list[Point]:
+    n_trials: int,
+) -> list[Trial]:
     """Run trials, as many at once as the cluster's CPUs and GPUs allow and at most `jobs`; return those that failed."""
-    needs = max(point.n_threads for point in points)
+    needs = max(trial.n_threads for trial in trials)
     own_cpus = needs * jobs if jobs else max(os.cpu_count() or 1, needs)
-    failed: list[Point] = []
+    failed: list[Trial] = []
     with cluster(address, own_cpus) as ray:
         check_size(ray, needs)
         with chdir(snapshot):
-            stages = shared_stages(points)
+            stages = shared_stages(trials)
             content, sweep = shared_content(stages)
             commands = {name: command for name, command in dvcfiles.commands().items() if name not in stages}
         shared = ray.put(content)
         environment = settings_of_stages()
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        task = ray.remote(max_retries=0)(ray_node.run_point)
-        progress = SweepProgress(n_points, jobs or 1, n_done=n_points - len(points))
-        waiting, tries = deque(points), Counter[str]()
-        running: dict[Any, tuple[Point, float]] = {}
+        task = ray.remote(max_retries=0)(ray_node.run_trial)
+        progress = SweepProgress(n_trials, jobs or 1, n_done=n_trials - len(trials))
+        waiting, tries = deque(trials), Counter[str]()
+        running: dict[Any, tuple[Trial, float]] = {}
 
-        def submit(point: Point) -> None:
-            order = Order(
+        def submit(trial: Trial) -> None:
+            spec = TrialSpec(
                 sweep,
-                point.experiment,
-                point.params.model_dump(),
+                trial.experiment,
+                trial.params.model_dump(),
                 commands,
-                environment | {"MLFLOW_RUN_NAME": point.name, POINT_VARIABLE: point_tag(point)},
+                environment | {"MLFLOW_RUN_NAME": trial.name, TRIAL_VARIABLE: trial_tag(trial)},
             )
-            wants = {"num_cpus": point.n_threads, "num_gpus": gpus_of(point) if gpus else 0}
-            running[task.options(name=point.name, **wants).remote(order, [shared])] = (point, time.monotonic())
-            tries[point.experiment] += 1
+            wants = {"num_cpus": trial.n_threads, "num_gpus": gpus_of(trial) if gpus else 0}
+            running[task.options(name=trial.name, **wants).remote(spec, [shared])] = (trial, time.monotonic())
+            tries[trial.experiment] += 1
 
         def still_running() -> list[Running]:
             """Return the trials that run: the first `progress.jobs` of those submitted to Ray."""
@@ -241,17 +241,17 @@ def run_points(
                 while waiting and len(running) < (jobs or progress.jobs + 2):
                     submit(waiting.popleft())
                 for done in ray.wait(list(running), timeout=1.0)[0]:
-                    point, started = running.pop(done)
-                    outcome = outcome_of(ray, done, point, client, experiment_id)
-                    if outcome is None and tries[point.experiment] < TRIES:
-                        progress.say(f"{point.name}: its worker was lost, trying again")
-                        waiting.appendleft(point)
+                    trial, started = running.pop(done)
+                    outcome = outcome_of(ray, done, trial, client, experiment_id)
+                    if outcome is None and tries[trial.experiment] < MAX_ATTEMPTS:
+                        progress.say(f"{trial.name}: its worker was lost, trying again")
+                        waiting.appendleft(trial)
                         continue
-                    outcome = outcome or Outcome(None, f"its worker was lost {TRIES} times\n")
+                    outcome = outcome or TrialOutcome(None, f"its worker was lost {MAX_ATTEMPTS} times\n")
                     if outcome.result is None:
-                        failed.append(point)
-                    point.log.write_text(outcome.log)
-                    progress.on_end(point.name, outcome.result, point.log, time.monotonic() - started, still_running())
+                        failed.append(trial)
+                    trial.log.write_text(outcome.log)
+                    progress.on_end(trial.name, outcome.result, trial.log, time.monotonic() - started, still_running())
                 progress.show(still_running())
             if not failed:
                 remove_everywhere(ray, sweep)
@@ -261,26 +261,26 @@ def run_points(
     return failed
 
 
-def outcome_of(ray: Any, done: Any, point: Point, client: "MlflowClient", experiment_id: str) -> Outcome | None:
+def outcome_of(ray: Any, done: Any, trial: Trial, client: "MlflowClient", experiment_id: str) -> TrialOutcome | None:
     """Return how a task ended; None if its worker or node was lost before the store had the trial's run."""
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PipelineError | OSError):  # for example a full disk on its node
-            return Outcome(None, f"error: {error.cause}\n")
+            return TrialOutcome(None, f"error: {error.cause}\n")
         raise  # a bug in this project
     except ray.exceptions.RayError as error:
         try:
-            row = finished(client, experiment_id, [point]).get(point.experiment)
-        except PipelineError:  # the store fails now; if it has a run, `settle` keeps one of the two
+            row = finished(client, experiment_id, [trial]).get(trial.experiment)
+        except PipelineError:  # the store fails now; if it has a run, `keep_one_finished_run` keeps one of the two
             return None
         if row is None:
             return None
-        numbers = PointResult.of(row.data.metrics, load_metrics())
-        return Outcome(numbers, f"its worker was lost after its MLflow run had finished: {error}\n")
+        numbers = TrialResult.of(row.data.metrics, load_metrics())
+        return TrialOutcome(numbers, f"its worker was lost after its MLflow run had finished: {error}\n")
 
 
-def shared_content(stages: list[str]) -> tuple[Shared, str]:
+def shared_content(stages: list[str]) -> tuple[SweepPayload, str]:
     """Return what every node needs, and a name for it that depends only on its content. Call it in the snapshot.
 
     `stages` are the stages whose outputs all trials share.
@@ -292,7 +292,7 @@ def shared_content(stages: list[str]) -> tuple[Shared, str]:
     for ref, commit in refs.items():
         git(snapshot, "update-ref", ref, commit)
     git(snapshot, "bundle", "create", "--quiet", str(bundle), *refs)
-    content = Shared(bundle.read_bytes(), outs)
+    content = SweepPayload(bundle.read_bytes(), outs)
     tree = git(snapshot, "rev-parse", f"{workspace}^{{tree}}")
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in outs.items()}
     name = hashlib.sha256(json.dumps([head, tree, hashes], sort_keys=True).encode()).hexdigest()[:16]
@@ -305,21 +305,21 @@ def settings_of_stages() -> dict[str, str]:
     return settings | {"MLFLOW_TRACKING_URI": store.tracking_uri(main_root())}
 
 
-def gpus_of(point: Point) -> float:
-    """Return the GPUs that a trial takes: `gpus_per_point()`, or 0 if it trains on the CPU."""
-    return 0 if point.params.train.device == "cpu" else gpus_per_point()
+def gpus_of(trial: Trial) -> float:
+    """Return the GPUs that a trial takes: `gpus_per_trial()`, or 0 if it trains on the CPU."""
+    return 0 if trial.params.train.device == "cpu" else gpus_per_trial()
 
 
-def gpus_per_point() -> float:
-    """Return the value of PIPELINE_GPUS_PER_POINT, by default 1.
+def gpus_per_trial() -> float:
+    """Return the value of PIPELINE_GPUS_PER_TRIAL, by default 1.
 
     Raises:
         PipelineError: the value is not a number.
     """
-    gpus = os.environ.get("PIPELINE_GPUS_PER_POINT", "1")
+    gpus = os.environ.get("PIPELINE_GPUS_PER_TRIAL", "1")
     if not re.fullmatch(r"\d+(\.\d+)?", gpus):
         raise PipelineError(
-            f"PIPELINE_GPUS_PER_POINT must be a number of GPUs or a fraction of one, like 0.25; got {gpus!r}"
+            f"PIPELINE_GPUS_PER_TRIAL must be a number of GPUs or a fraction of one, like 0.25; got {gpus!r}"
         )
     return float(gpus)
 
@@ -334,17 +334,17 @@ def remove_everywhere(ray: Any, sweep: str) -> None:
     ray.wait([task.options(scheduling_strategy=on).remote(sweep) for on in there], num_returns=len(nodes), timeout=60)
 
 
-def command_for(point: Point) -> str:
+def command_for(trial: Trial) -> str:
     """Return the command that runs a trial in the workspace."""
-    return shlex.join(["dvc", "exp", "run", *point.settings])
+    return shlex.join(["dvc", "exp", "run", *trial.settings])
 
 
-def best(points: list[Point], rows: "dict[str, Run]") -> Point | None:
+def best(trials: list[Trial], rows: "dict[str, Run]") -> Trial | None:
     """Return the finished trial with the best value of the metric with `role: select`; None if none is finished."""
     name, metric = with_role("select", load_metrics())
-    done = [point for point in points if point.experiment in rows]
+    done = [trial for trial in trials if trial.experiment in rows]
 
-    def gain(point: Point) -> float:
-        return metric.sign() * rows[point.experiment].data.metrics[in_mlflow(name)]
+    def gain(trial: Trial) -> float:
+        return metric.sign() * rows[trial.experiment].data.metrics[in_mlflow(name)]
 
     return max(done, key=gain, default=None)

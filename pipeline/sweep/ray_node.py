@@ -21,11 +21,11 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from pipeline.core.dvc_cli import environment_of_stages
+from pipeline.core.dvc_cli import stage_environment
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_out
 from pipeline.core.git import check_out_workspace, git
-from pipeline.sweep.progress import PointResult
+from pipeline.sweep.progress import TrialResult
 from pipeline.tracking.journal import journals
 
 # How long the stages' own deliveries to MLflow may take; after that `pipeline.tracking.sync` tries once more.
@@ -34,7 +34,7 @@ LONGEST_LOG = 100_000
 
 
 @dataclass(frozen=True)
-class Shared:
+class SweepPayload:
     """Data that all trials share: a git bundle of the repository, and {path: content} of the shared outputs."""
 
     bundle: bytes
@@ -42,7 +42,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Order:
+class TrialSpec:
     """One trial: its parameters, its stages' commands by name, and the environment variables for them."""
 
     sweep: str
@@ -53,10 +53,10 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended: its numbers, or None if it failed, and what its stages printed."""
 
-    result: PointResult | None
+    result: TrialResult | None
     log: str
 
 
@@ -82,30 +82,30 @@ def log_path(sweep: str, experiment: str) -> Path:
     return _own_folder() / sweep / f"{experiment}.log"
 
 
-def run_point(order: Order, shared: list[Any]) -> Outcome:
+def run_trial(spec: TrialSpec, shared: list[Any]) -> TrialOutcome:
     """Run a trial's unfinished stages, and wait until MLflow has its run.
 
     Args:
-        order: the trial.
-        shared: Ray's reference to a `Shared`. It is in a list so that Ray does not fetch it before it is needed.
+        spec: the trial.
+        shared: Ray's reference to a `SweepPayload`. It is in a list so that Ray does not fetch it before it is needed.
     """
-    folder = node_folder(order.sweep)
+    folder = node_folder(spec.sweep)
     folder.mkdir(exist_ok=True)
-    clone = folder / order.experiment
-    log_file = log_path(order.sweep, order.experiment)
+    clone = folder / spec.experiment
+    log_file = log_path(spec.sweep, spec.experiment)
     # The stages of an earlier attempt may still be stopping.
-    with FileLock(folder / f"{order.experiment}.lock"):
+    with FileLock(folder / f"{spec.experiment}.lock"):
         if not (clone / "ready").exists():
-            make_clone(clone, prepare_node(folder, shared), order.params)
+            make_clone(clone, prepare_node(folder, shared), spec.params)
         with log_file.open("ab") as log:
-            ok = all(run_stage(name, clone, order, log) for name in order.commands) and is_delivered(clone, order, log)
+            ok = all(run_stage(name, clone, spec, log) for name in spec.commands) and is_delivered(clone, spec, log)
         text = log_file.read_bytes()[-LONGEST_LOG:].decode(errors="replace")
         if not ok:
-            return Outcome(None, text)
-        result = PointResult.read(lambda path: (clone / path).read_text())
+            return TrialOutcome(None, text)
+        result = TrialResult.read(lambda path: (clone / path).read_text())
         shutil.rmtree(clone)
         log_file.unlink()
-    return Outcome(result, text)
+    return TrialOutcome(result, text)
 
 
 def prepare_node(folder: Path, shared: list[Any]) -> Path:
@@ -116,7 +116,7 @@ def prepare_node(folder: Path, shared: list[Any]) -> Path:
     with FileLock(folder / "base.lock"):
         if (base / "ready").exists():
             return base
-        content: Shared = ray.get(shared[0])
+        content: SweepPayload = ray.get(shared[0])
         shutil.rmtree(base, ignore_errors=True)
         git(folder, "init", "--quiet", str(base))
         bundle = folder / "bundle"
@@ -144,19 +144,19 @@ def make_clone(clone: Path, base: Path, params: dict[str, Any]) -> None:
     (clone / "ready").touch()
 
 
-def run_stage(name: str, clone: Path, order: Order, log: Any) -> bool:
+def run_stage(name: str, clone: Path, spec: TrialSpec, log: Any) -> bool:
     """Run a stage unless it is done; return whether it succeeded."""
     done = clone / f"{name}.done"
     if done.exists():
         return True
-    command = shlex.split(order.commands[name])
+    command = shlex.split(spec.commands[name])
     if shutil.which("setpriv"):
         # However this process ends, the stage gets SIGTERM and closes its MLflow run.
         command = ["setpriv", "--pdeathsig", "TERM", *command]
     status = subprocess.run(
         command,
         cwd=clone,
-        env=stage_environment(order),
+        env=trial_environment(spec),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -166,18 +166,18 @@ def run_stage(name: str, clone: Path, order: Order, log: Any) -> bool:
     return status == 0
 
 
-def stage_environment(order: Order) -> dict[str, str]:
+def trial_environment(spec: TrialSpec) -> dict[str, str]:
     """Return the environment that a stage would have under DVC: the sweep's settings, without Ray's own variables.
 
     Ray sets OMP_NUM_THREADS, but `train.threads` decides the number of threads.
     """
-    inherited = environment_of_stages()
+    inherited = stage_environment()
     for name in ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_TOKEN"):
         inherited.pop(name, None)
-    return inherited | order.environment
+    return inherited | spec.environment
 
 
-def is_delivered(clone: Path, order: Order, log: Any) -> bool:
+def is_delivered(clone: Path, spec: TrialSpec, log: Any) -> bool:
     """Wait for the stages' own deliveries to MLflow; if they gave up or take too long, try once more.
 
     Returns:
@@ -187,7 +187,7 @@ def is_delivered(clone: Path, order: Order, log: Any) -> bool:
     while waiting := journals(clone):
         if time.monotonic() > deadline or any(journal.problem() for journal in waiting):
             command = [sys.executable, "-m", "pipeline.tracking.sync"]
-            environment = stage_environment(order)
+            environment = trial_environment(spec)
             subprocess.run(command, cwd=clone, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             return not journals(clone)
         time.sleep(0.1)

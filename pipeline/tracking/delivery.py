@@ -97,7 +97,7 @@ def follow(journal: Journal, root: Path) -> None:
     seen, ended, pending, pause, next_try = 0, False, False, 1.0, 0.0
     while journal.exists():
         if not ended and processes.is_gone(owner):
-            journal.settle()
+            journal.close_if_dead()
         if journal.size() != seen:
             seen, ended, pending = journal.size(), journal.has_ended(), True
         if pending and (ended or time.monotonic() >= next_try):
@@ -109,7 +109,7 @@ def follow(journal: Journal, root: Path) -> None:
                 backlog = []
                 pending, pause = False, 1.0
             except Exception as error:
-                journal.note_problem(error)
+                journal.record_failure(error)
                 if ended:
                     return
                 next_try = time.monotonic() + pause
@@ -130,11 +130,11 @@ def deliver_all(root: Path) -> list[Journal]:
 def _try_to_catch_up(journal: Journal) -> None:
     """Deliver a journal that an earlier process left, or note in it why delivery failed."""
     try:
-        journal.settle()
+        journal.close_if_dead()
         deliver(journal)
     except Exception as error:
         if journal.exists():  # else another process has just delivered it
-            journal.note_problem(error)
+            journal.record_failure(error)
 
 
 def deliver(journal: Journal) -> None:
@@ -151,7 +151,7 @@ def deliver(journal: Journal) -> None:
         events, state = journal.events(), journal.state()
         start = events[0]
         _insist_that_what_it_adds_to_is_delivered(journal, start)
-        with journal.asking():
+        with journal.request_in_flight():
             client, experiment_id = open_store(start["experiment"])
             run, created = _find_or_create(client, experiment_id, journal, start)
         run_id = run.info.run_id
@@ -181,7 +181,7 @@ def _insist_that_what_it_adds_to_is_delivered(journal: Journal, start: Event) ->
     for older in journals(journal.folder.parents[1], start["store"]):
         with suppress(FileNotFoundError):  # delivered a moment ago
             same_training = fingerprint is not None and older.fingerprint() == fingerprint
-            if older.id < journal.id and (same_training or older.run() == journal.run()):
+            if older.id < journal.id and (same_training or older.run_journal_id() == journal.run_journal_id()):
                 raise PipelineError(f"the training that it belongs to could not be delivered ({older.id})")
 
 
@@ -190,7 +190,7 @@ def _find_or_create(client: "MlflowClient", experiment_id: str, journal: Journal
 
     An evaluation uses the run of its training, and creates one only if the store has none.
     """
-    name = journal.run()
+    name = journal.run_journal_id()
     made_before = newest(client, experiment_id, f"tags.{JOURNAL_TAG} = '{name}'")
     if made_before is not None:
         return made_before, True
@@ -276,7 +276,7 @@ def wait_for_delivery(journal: Journal, delivery: "subprocess.Popen[bytes]", n_e
 def _longest_request(journal: Journal, address: str, since: float) -> float:
     """Return the age in seconds of the oldest open request of this journal or an older one, counted from `since`."""
     waiting = [other for other in journals(main_root(), address) if other.id <= journal.id]
-    asking = [other.state()["asking_since"] for other in waiting]
+    asking = [other.state()["request_since"] for other in waiting]
     return max((time.time() - max(asked, since) for asked in asking if asked is not None), default=0.0)
 
 

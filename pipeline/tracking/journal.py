@@ -116,7 +116,7 @@ class Journal:
                 continue
         return found
 
-    def start(self) -> Event:
+    def first_event(self) -> Event:
         """Return the first event.
 
         Raises:
@@ -126,14 +126,14 @@ class Journal:
         with (self.folder / "events.jsonl").open("rb") as file:
             return json.loads(file.readline())
 
-    def run(self) -> str:
+    def run_journal_id(self) -> str:
         """Return the id of the journal that started the run: this one, unless training was resumed.
 
         Raises:
             ValueError: the journal is damaged.
             FileNotFoundError: it has been delivered.
         """
-        return self.start().get("run", self.id)
+        return self.first_event().get("run", self.id)
 
     def has_ended(self) -> bool:
         return any(event["kind"] == "end" for event in self.events())
@@ -154,10 +154,10 @@ class Journal:
         except FileNotFoundError:
             return 0
 
-    def settle(self) -> None:
+    def close_if_dead(self) -> None:
         """Close the run as KILLED if its process is gone."""
         # Check the process first: once it is gone, it cannot write an end itself.
-        if processes.is_gone(self.start()["owner"]):
+        if processes.is_gone(self.first_event()["owner"]):
             self.close()
 
     def close(self) -> None:
@@ -174,9 +174,9 @@ class Journal:
         run_id: the MLflow run, or None before it exists.
         delivered: the number of events sent.
         last_step: the last epoch that the run already had when it was resumed, else 0.
-        asking_since: when the open request was sent (seconds since 1970), or None.
+        request_since: when the open request was sent (seconds since 1970), or None.
         """
-        empty = {"run_id": None, "delivered": 0, "last_step": 0, "asking_since": None}
+        empty = {"run_id": None, "delivered": 0, "last_step": 0, "request_since": None}
         try:
             return empty | json.loads((self.folder / "state.json").read_text())
         except (FileNotFoundError, ValueError):  # nothing sent yet, or the state is lost: sending again is harmless
@@ -189,13 +189,13 @@ class Journal:
         new.replace(self.folder / "state.json")
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
+    def request_in_flight(self) -> Iterator[None]:
         """Record that a request is open, so that a waiting process can tell slow local work from a hanging store."""
-        self.set_state(asking_since=time.time())
+        self.set_state(request_since=time.time())
         try:
             yield
         finally:
-            self.set_state(asking_since=None)
+            self.set_state(request_since=None)
 
     def problem(self) -> tuple[str, float] | None:
         """Return why the last delivery failed and when (seconds since 1970), or None."""
@@ -205,7 +205,7 @@ class Journal:
         except FileNotFoundError:
             return None
 
-    def note_problem(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         (self.folder / "problem").write_text(one_line(error))
 
     def clear_problem(self) -> None:
@@ -221,7 +221,7 @@ def journals(root: Path, store: str | None = None) -> list[Journal]:
     for path in sorted((root / FOLDER).glob("[!.]*/events.jsonl")):
         journal = Journal(path.parent)
         try:
-            if store in (None, journal.start()["store"]):
+            if store in (None, journal.first_event()["store"]):
                 found.append(journal)
         except (FileNotFoundError, ValueError):  # delivered a moment ago, or damaged
             continue
@@ -229,11 +229,11 @@ def journals(root: Path, store: str | None = None) -> list[Journal]:
 
 
 def runs_waited_for(root: Path) -> set[str]:
-    """Return `Journal.run` of all undelivered journals."""
+    """Return `Journal.run_journal_id` of all undelivered journals."""
     waiting = set()
     for journal in journals(root):
         with suppress(FileNotFoundError):  # delivered a moment ago
-            waiting.add(journal.run())
+            waiting.add(journal.run_journal_id())
     return waiting
 
 
@@ -242,7 +242,7 @@ def stores_waited_for(root: Path) -> set[str]:
     waiting = set()
     for journal in journals(root):
         with suppress(FileNotFoundError):  # delivered a moment ago
-            waiting.add(journal.start()["store"])
+            waiting.add(journal.first_event()["store"])
     return waiting
 
 

@@ -53,7 +53,7 @@ def send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Even
     if event["kind"] == "model":
         _send_model(client, journal, run_id, event)
         return
-    with journal.asking():
+    with journal.request_in_flight():
         match event["kind"]:
             case "start":
                 _send_start(client, journal, run_id, event)
@@ -78,7 +78,7 @@ def _send_start(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
     from mlflow.entities import Param, RunTag
 
     params = [Param(name, value) for name, value in event["params"].items()]
-    if journal.run() == journal.id:
+    if journal.run_journal_id() == journal.id:
         client.log_batch(run_id, params=params)
     else:
         # A stopped training is resumed in its run, which may have epochs after the last checkpoint.
@@ -163,7 +163,7 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
         except Exception as error:
             client.set_tag(run_id, "model.problem", one_line(error))
             return
-        with journal.asking():
+        with journal.request_in_flight():
             run = client.get_run(run_id)
             found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
             logged = next(iter(found), None) or client.create_logged_model(
@@ -171,9 +171,9 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
             )
         description.model_id = logged.model_id
         description.save(f"{path}/MLmodel")
-        with journal.asking(), _time_to_upload():
+        with journal.request_in_flight(), _time_to_upload():
             client.log_model_artifacts(logged.model_id, path)
-        with journal.asking():
+        with journal.request_in_flight():
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
             outputs = run.outputs.model_outputs if run.outputs else []
             if logged.model_id not in {output.model_id for output in outputs}:

@@ -13,7 +13,7 @@ from pipeline.core.environment import RECORD_PATH
 from pipeline.core.git import file_at, git_or_none, run_git
 from pipeline.core.yaml_reader import load_yaml
 from pipeline.tracking.redaction import redact_diff
-from pipeline.tracking.tags import POINT_TAG, POINT_VARIABLE
+from pipeline.tracking.tags import TRIAL_TAG, TRIAL_VARIABLE
 
 LARGEST_DIFF = 200_000
 # Make the diff independent of the user's git configuration.
@@ -24,7 +24,7 @@ def tags() -> dict[str, str]:
     """Return MLflow tags for a run's user, code and experiment. Without git some are missing."""
     found = {
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
-        POINT_TAG: os.environ.get(POINT_VARIABLE),
+        TRIAL_TAG: os.environ.get(TRIAL_VARIABLE),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.git.commit": git_or_none("rev-parse", "HEAD"),
     }

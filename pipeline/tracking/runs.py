@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Continued:
+class Resumed:
     """A stopped training: its `TrainingRun.id` (None if it was not tracked), and its epochs so far."""
 
     id: str | None
@@ -47,14 +47,14 @@ class Continued:
 
 
 @contextmanager
-def training_run(params: "Params", device: str, continued: Continued | None = None) -> Iterator["TrainingRun"]:
+def training_run(params: "Params", device: str, continued: Resumed | None = None) -> Iterator["TrainingRun"]:
     """Yield a run: RUNNING inside the block, then FINISHED, FAILED after an error, or KILLED by SIGTERM or Ctrl-C.
 
     It is a new run, or that of the training that is resumed. Other runs of this host whose process is gone are set to
     KILLED.
     """
-    run = TrainingRun(continued or Continued(None, []))
-    run.attempt(lambda: run.start(params, device))
+    run = TrainingRun(continued or Resumed(None, []))
+    run.warn_on_error(lambda: run.start(params, device))
     try:
         with processes.sigterm_as_exit():
             yield run
@@ -70,7 +70,7 @@ class TrainingRun:
     If something cannot be written, for example on a full disk, the run is incomplete and ends as FAILED.
     """
 
-    def __init__(self, continued: Continued) -> None:
+    def __init__(self, continued: Resumed) -> None:
         self.id = continued.id  # the run's id in its journals; independent of the store
         self.journal: Journal | None = None
         self._continued = continued
@@ -81,7 +81,7 @@ class TrainingRun:
         self._incomplete = False
         self._warned = False
 
-    def attempt(self, write: Callable[[], object]) -> None:
+    def warn_on_error(self, write: Callable[[], object]) -> None:
         """Call `write` and warn on an error. Do nothing if tracking is off or an earlier write failed."""
         if not is_on() or self._incomplete:
             return
@@ -101,7 +101,7 @@ class TrainingRun:
         tags = provenance.tags() | {f"env.{name}": value for name, value in environment.items()}
         for earlier in journals(main_root()):
             with suppress(FileNotFoundError):  # delivered a moment ago
-                if earlier.run() == self.id:
+                if earlier.run_journal_id() == self.id:
                     earlier.close()
         with Journal.create(main_root()) as journal:
             run = self.id or journal.id
@@ -129,7 +129,7 @@ class TrainingRun:
         """
         self._training_seconds += epoch_seconds
         timings |= {"epoch_seconds": epoch_seconds, "training_seconds": self._training_seconds}
-        self.attempt(lambda: self._write_epoch(record, timings))
+        self.warn_on_error(lambda: self._write_epoch(record, timings))
 
     def _write_epoch(self, record: dict[str, float], timings: dict[str, float]) -> None:
         assert self.journal is not None
@@ -142,7 +142,7 @@ class TrainingRun:
 
         If training reproduced the bytes that were evaluated last, DVC skips evaluate, so its outputs are logged here.
         """
-        self.attempt(lambda: self._write_training_outputs(params))
+        self.warn_on_error(lambda: self._write_training_outputs(params))
 
     def _write_training_outputs(self, params: "Params") -> None:
         assert self.journal is not None

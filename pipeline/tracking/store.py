@@ -38,7 +38,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # The message would contain the address with its password.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Runs per request: a tracking server reads some 100 a second and must answer before the timeout.
-PAGE = 100
+PAGE_SIZE = 100
 # (table, column) in MLflow's database with absolute addresses of artifacts.
 ADDRESSES = (
     ("runs", "artifact_uri"),
@@ -194,7 +194,7 @@ def search_all(client: "MlflowClient", experiment_id: str, condition: str) -> "l
     token = None
     try:
         while True:
-            page = client.search_runs([experiment_id], condition, max_results=PAGE, page_token=token)
+            page = client.search_runs([experiment_id], condition, max_results=PAGE_SIZE, page_token=token)
             found += page
             if (token := page.token) is None:
                 return found

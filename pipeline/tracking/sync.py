@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import dvcfiles
-from pipeline.core.dvc_cli import mend_torn_locks
-from pipeline.core.errors import BUG, PipelineError, run_command
+from pipeline.core.dvc_cli import repair_truncated_locks
+from pipeline.core.errors import EXIT_BUG, PipelineError, run_command
 from pipeline.core.git import experiments, file_at
 from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
@@ -57,7 +57,7 @@ def sync() -> bool:
 
 def _sync() -> bool:
     root = main_root()
-    mend_torn_locks(Path())
+    repair_truncated_locks(Path())
     store = store_name(tracking_uri(root), root)
     client, experiment_id = open_store()
     n_waiting = len(journals(root, store))
@@ -117,4 +117,4 @@ def add_lock(client: "MlflowClient", run: "Run", lock: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, exit_code_of_a_bug=BUG)
+    run_command(main, exit_code_of_a_bug=EXIT_BUG)

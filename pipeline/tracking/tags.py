@@ -16,8 +16,8 @@ EVALUATION_TAG = "evaluation"
 COMMIT_TAG = "dvc.experiment.commit"
 LOCK_TAG = "dvc.lock"
 # The trial of a Ray sweep that a run belongs to, and the environment variable that passes it to the trial's stages.
-POINT_TAG = "sweep.point"
-POINT_VARIABLE = "PIPELINE_SWEEP_POINT"
+TRIAL_TAG = "sweep.trial"
+TRIAL_VARIABLE = "PIPELINE_SWEEP_TRIAL"
 # The names of the sweeps that a run belongs to, and their separator.
 SWEEP_TAG = "sweep"
 SEPARATOR = " | "

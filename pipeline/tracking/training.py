@@ -10,14 +10,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import dvcfiles
-from pipeline.core.checkpoint import Checkpoint
+from pipeline.core.checkpoint import Checkpointer
 from pipeline.core.environment import record as record_environment
 from pipeline.core.errors import PipelineError, on_one_line
 from pipeline.core.repository import CHECKPOINTS, main_root
 from pipeline.experiment import EXPERIMENT
 from pipeline.tracking.fingerprints import training_hash
 from pipeline.tracking.progress import TrainingProgress
-from pipeline.tracking.runs import Continued, TrainingRun, training_run
+from pipeline.tracking.runs import Resumed, TrainingRun, training_run
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -71,8 +71,8 @@ def training(
         state_types: the classes in the loop's state other than tensors, dicts, lists, numbers and strings. Loading a
             state refuses all other classes.
     """
-    checkpoint = Checkpoint(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
-    with checkpoint.held():
+    checkpoint = Checkpointer(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
+    with checkpoint.locked():
         saved = checkpoint.load()
         state, n_done = None, 0
         epochs: list[dict[str, Any]] = []
@@ -85,12 +85,12 @@ def training(
             except pickle.UnpicklingError as error:
                 problem = f"the checkpoint is not used, {reason_of(error)}; training starts from scratch"
                 print(f"warning: {problem}", file=sys.stderr)
-        continued = Continued(saved.run, list(epochs)) if saved and n_done else None
+        continued = Resumed(saved.run, list(epochs)) if saved and n_done else None
         with training_run(params, device, continued) as run:
 
             def save(state: Any, epochs: list[dict[str, Any]]) -> None:
                 if len(epochs) == n_done + 1:
-                    insist_on_a_loadable(state, epochs, state_types)
+                    require_loadable(state, epochs, state_types)
                 checkpoint.save(lambda: pack(state, epochs), run.id, is_last=len(epochs) == n_epochs)
 
             yield Training(state, epochs, save, run, TrainingProgress(n_epochs, n_examples, n_done + 1))
@@ -118,7 +118,7 @@ def unpack(content: bytes, state_types: tuple[type, ...]) -> tuple[Any, list[dic
     return state, epochs
 
 
-def insist_on_a_loadable(state: Any, epochs: list[dict[str, Any]], state_types: tuple[type, ...]) -> None:
+def require_loadable(state: Any, epochs: list[dict[str, Any]], state_types: tuple[type, ...]) -> None:
     """Check that a stopped training could resume from this state.
 
     Raises:

@@ -40,7 +40,7 @@ def main() -> None:
     client, experiment_id = open_store()
     pages = links(client, experiment_id)
     if is_server(uri):
-        show(pages, store_name(uri, root) + "/")
+        print_addresses(pages, store_name(uri, root) + "/")
         return
     check_port(HOST, port, "make ui")
     token = secrets.token_urlsafe(12)
@@ -60,7 +60,7 @@ def main() -> None:
                 wait_until_up(server, f"http://{HOST}:{port}/health")
                 address = f"http://{HOST}:{port}/?token={token}"
                 print()
-                show(pages, address)
+                print_addresses(pages, address)
                 print("Ctrl-C ends it.", flush=True)
                 if sys.stdout.isatty():
                     # Every user of the machine can read the browser's command line, so the token goes into a file.
@@ -104,7 +104,7 @@ def condition(sweep: str) -> str:
     return f"tags.sweep LIKE {quotation}%{sweep}%{quotation}"
 
 
-def show(pages: dict[str, str], address: str) -> None:
+def print_addresses(pages: dict[str, str], address: str) -> None:
     for what, page in pages.items():
         print(f"{what} is at {address}{page}")
 

@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.core import checkpoint
-from pipeline.core.checkpoint import Checkpoint
+from pipeline.core.checkpoint import Checkpointer
 from tests.helpers import mounted
 
 PARAMS = {"train.seed": 0, "evaluate.manifold_size": 5}
@@ -27,15 +27,15 @@ def folder(tmp_dir: Path) -> Path:
 
 def saved(folder: Path, name: str = "name") -> Path:
     """Save a state as a training that then stops. Return the file."""
-    kept = Checkpoint(folder, name, PARAMS)
-    with kept.held():
+    kept = Checkpointer(folder, name, PARAMS)
+    with kept.locked():
         kept.save(lambda: STATE, "row", is_last=False)
     return folder / f"{name}.state"
 
 
-def loaded(folder: Path, name: str = "name") -> checkpoint.Saved | None:
-    kept = Checkpoint(folder, name, PARAMS)
-    with kept.held():
+def loaded(folder: Path, name: str = "name") -> checkpoint.Checkpoint | None:
+    kept = Checkpointer(folder, name, PARAMS)
+    with kept.locked():
         return kept.load()
 
 
@@ -53,8 +53,8 @@ def test_state_is_restored_exactly(folder: Path) -> None:
 def test_other_parameters_of_evaluate_resume_in_a_new_run(folder: Path) -> None:
     """With other parameters of evaluate training resumes, but in a new run: MLflow never changes a run's parameters."""
     saved(folder)
-    kept = Checkpoint(folder, "name", PARAMS | {"evaluate.manifold_size": 6})
-    with kept.held():
+    kept = Checkpointer(folder, "name", PARAMS | {"evaluate.manifold_size": 6})
+    with kept.locked():
         back = kept.load()
     assert back is not None
     assert back.content == STATE
@@ -92,8 +92,8 @@ def test_at_most_ten_seconds_or_an_epoch_are_lost(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     for seconds, expected in ((4, [2, 4, 6]), (30, [1, 2, 3, 4, 5, 6]), (1, [6]), (2, [5, 6])):
         now = 0.0
-        kept, epochs = Checkpoint(folder, str(seconds), PARAMS), []
-        with kept.held():
+        kept, epochs = Checkpointer(folder, str(seconds), PARAMS), []
+        with kept.locked():
             for epoch in range(1, 7):
                 now += seconds
                 before = kept._state.stat().st_mtime_ns if kept._state.exists() else None
@@ -105,10 +105,10 @@ def test_at_most_ten_seconds_or_an_epoch_are_lost(folder: Path, monkeypatch: pyt
 
 def test_identical_concurrent_trainings_do_not_interfere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second training loads and saves nothing and prints a warning; the first keeps its checkpoint."""
-    first, second = Checkpoint(folder, "name", PARAMS), Checkpoint(folder, "name", PARAMS)
-    with first.held():
+    first, second = Checkpointer(folder, "name", PARAMS), Checkpointer(folder, "name", PARAMS)
+    with first.locked():
         first.save(lambda: STATE, "first", is_last=False)
-        with second.held():
+        with second.locked():
             assert second.load() is None
             second.save(lambda: STATE, "second", is_last=True)
             second.finish()
@@ -121,8 +121,8 @@ def test_identical_concurrent_trainings_do_not_interfere(folder: Path, capsys: p
 def test_finished_training_without_dvc_leaves_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without DVC a finished training leaves no checkpoint, so the next one starts from scratch."""
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    kept = Checkpoint(folder, "name", PARAMS)
-    with kept.held():
+    kept = Checkpointer(folder, "name", PARAMS)
+    with kept.locked():
         kept.save(lambda: STATE, None, is_last=True)
         kept.finish()
     assert loaded(folder) is None
@@ -135,8 +135,8 @@ def test_under_dvc_checkpoint_is_kept_until_dvc_lock_records_the_outputs(
     """The checkpoint is kept until dvc.lock is newer: if DVC stopped before that, its next run deletes the outputs."""
     monkeypatch.setenv("DVC_STAGE", "train")
     lock = Path("dvc.lock")
-    kept = Checkpoint(folder, "name", PARAMS)
-    with kept.held():
+    kept = Checkpointer(folder, "name", PARAMS)
+    with kept.locked():
         kept.save(lambda: STATE, "row", is_last=True)
         kept.finish()
     for text in (None, "of an earlier run"):
@@ -162,8 +162,8 @@ def test_finished_training_in_temporary_folder_leaves_no_checkpoint(
     temporary = folder.parent / ".dvc/tmp/exps/standalone/tmp1"
     temporary.mkdir(parents=True)
     monkeypatch.chdir(temporary)
-    kept = Checkpoint(folder, "name", PARAMS)
-    with kept.held():
+    kept = Checkpointer(folder, "name", PARAMS)
+    with kept.locked():
         kept.save(lambda: STATE, "row", is_last=True)
         kept.finish()
     monkeypatch.chdir(folder.parent)
@@ -175,13 +175,13 @@ def test_old_checkpoints_of_finished_trainings_are_deleted(folder: Path, monkeyp
     monkeypatch.setenv("DVC_STAGE", "train")
     names = ("new", "old", "used")
     for name in names:
-        kept = Checkpoint(folder, name, PARAMS)
-        with kept.held():
+        kept = Checkpointer(folder, name, PARAMS)
+        with kept.locked():
             kept.save(lambda: STATE, None, is_last=True)
             kept.finish()
     for name in names[1:]:
         os.utime(folder / f"{name}.finished", (0, 0))
-    with FileLock(folder / "used.lock"), Checkpoint(folder, "mine", PARAMS).held():
+    with FileLock(folder / "used.lock"), Checkpointer(folder, "mine", PARAMS).locked():
         assert sorted(path.name for path in folder.glob("*.finished")) == ["new.finished", "used.finished"]
 
 
@@ -191,8 +191,8 @@ def test_full_disk_keeps_the_previous_checkpoint(folder: Path, capsys: pytest.Ca
     (folder / "name.state").unlink()
     (folder / "name.lock").unlink()
     with mounted(folder, "-t", "tmpfs", "-o", f"size={3 * size // 2 // 1024}k", "tmpfs"):
-        kept = Checkpoint(folder, "name", PARAMS)
-        with kept.held():
+        kept = Checkpointer(folder, "name", PARAMS)
+        with kept.locked():
             kept.save(lambda: STATE, "first", is_last=False)
             for _ in range(3):
                 kept.save(lambda: STATE, "second", is_last=False)
@@ -213,8 +213,8 @@ def test_full_disk_keeps_the_previous_checkpoint(folder: Path, capsys: pytest.Ca
 def test_unwritable_folder_does_not_stop_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If the folder cannot be created, one warning says that a stopped training would start from scratch."""
     folder.write_text("a file where the folder would be")
-    kept = Checkpoint(folder, "name", PARAMS)
-    with kept.held():
+    kept = Checkpointer(folder, "name", PARAMS)
+    with kept.locked():
         assert kept.load() is None
         kept.save(lambda: STATE, None, is_last=True)
         kept.finish()

@@ -274,7 +274,8 @@ def test_each_metric_is_compared_on_its_own_split() -> None:
     tolerances = {"*.mse": Metric(better="lower", absolute=0, relative=0.1)}
     metrics = [Change("test.mse", 1.0, 0.5), Change("valid.mse", 1.0, 0.5), Change("new.mse", None, 0.5)]
     for split, other in (("valid", "test"), ("test", "valid")):
-        judged = command.judge(metrics, tolerances, {f"data/prepared/{split}.safetensors"})
+        other_data = {f"data/prepared/{split}.safetensors": True, f"data/prepared/{other}.safetensors": False}
+        judged = command.judge(metrics, tolerances, other_data)
         verdicts = {metric.name: metric.verdict for metric in judged}
         assert verdicts == {f"{split}.mse": "not comparable", f"{other}.mse": "better", "new.mse": "new"}
 
@@ -285,7 +286,7 @@ def test_the_headline_comes_first_and_digits_are_folded() -> None:
     names = ["accuracy.nearest_neighbours.codes", "codes.n_dead", "test.psnr_db", "test.mse", "valid.best_mse"]
     metrics = [Change(name, 1.0, 1.184) for name in [*names, "test.digit_mse.1", "test.digit_mse.0"]]
     metrics.append(Change("test.digit_mse.2", 1.0, 1.1))
-    judged = command.judge(metrics, tolerances, set())
+    judged = command.judge(metrics, tolerances, {})
     assert [metric.name for metric in judged] == [
         "test.mse",
         "valid.best_mse",
@@ -335,7 +336,7 @@ def test_changes_are_sorted_and_equal_values_left_out() -> None:
     found = command.changes({"diff": files})
     assert [change.name for change in found] == ["a.b", "b.a"]
     tolerances = {"*": Metric(better="lower", absolute=0, relative=0)}
-    judged = command.judge(found, tolerances, set())
+    judged = command.judge(found, tolerances, {})
     assert [metric.verdict for metric in judged] == ["worse", "new"]
 
 

@@ -148,7 +148,7 @@ def test_the_worst_verdict_counts(verdicts: list[str], expected: str, of_figure:
     """The worst verdict of all outputs is the overall one, and outputs that are not judged get it."""
     comparisons = [verify.Comparison(str(number), verdict, "", []) for number, verdict in enumerate(verdicts)]
     assert verify.worst(comparisons) == expected
-    assert verify.settle(comparisons)[-1].verdict == of_figure
+    assert verify.apply_verdict(comparisons)[-1].verdict == of_figure
     assert verify.EXIT_CODES[verify.worst(comparisons)] == code
 
 

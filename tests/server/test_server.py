@@ -147,8 +147,10 @@ def test_beyond_loopback_it_requires_passwords(toy: Path) -> None:
                 "from mlflow.server import get_app_client\n"
                 f"get_app_client('basic-auth', '{team.address}').create_user('bob', '{IN_ADDRESS}')\n"
             )
-            run(toy, "new_user", **as_admin)
-            (toy / "new_user.py").unlink()
+            try:
+                run(toy, "new_user", **as_admin)
+            finally:
+                (toy / "new_user.py").unlink()
             # The admin creates the experiment that bob adds to.
             run(toy, "pipeline.tracking.ui", MLFLOW_TRACKING_URI=team.address, **as_admin)
             address = team.address.replace("//", f"//bob:{IN_ADDRESS}@")

@@ -94,10 +94,10 @@ def test_every_trial_survives_a_lost_node(toy_workspace: Path) -> None:
     store's address and in the environment, and Ray's token, are in no table, artifact, log (including Ray's own),
     journal or file of a node.
     """
-    set_params(toy_workspace, train__n_epochs=40, train__pause=0.5)
+    set_params(toy_workspace, train__n_epochs=100, train__pause=0.5)
     git(toy_workspace, "commit", "-q", "-a", "-m", "longer")
     sweep = ("pipeline.sweep", "--engine", "ray", "-S", "train.seed=0,1")
-    points = {f"degree=2 seed={seed}": 1 for seed in range(2)}
+    trials = {f"degree=2 seed={seed}": 1 for seed in range(2)}
     with server_folder() as folder:
         server = TeamServer(toy_workspace, folder)
         server.start()
@@ -117,7 +117,7 @@ def test_every_trial_survives_a_lost_node(toy_workspace: Path) -> None:
                 assert driver.returncode == 0, out + err
                 assert "its worker was lost, trying again" in out
                 assert "2 of 2 done" in out
-                assert names(server, "FINISHED") == points
+                assert names(server, "FINISHED") == trials
                 assert names(server, "KILLED").total() == len(stored(server.address)) - 2 == 1
                 again = run(toy_workspace, *sweep, "--address", cluster.address, **settings)
                 assert "2 trials, 2 done, 0 to run" in again.stdout

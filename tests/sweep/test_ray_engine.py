@@ -18,11 +18,22 @@ from mlflow import MlflowClient
 
 from pipeline.core.errors import PipelineError
 from pipeline.sweep import ray_engine
-from pipeline.sweep.grid import make_points, parse_grid
+from pipeline.sweep.grid import make_trials, parse_grid
 from pipeline.tracking.fingerprints import evaluation_code, training_code
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tags import SWEEP_TAG
-from tests.helpers import environment, files_with, git, rows, run, small_params, start, wait_until, write_params
+from tests.helpers import (
+    environment,
+    files_with,
+    git,
+    rows,
+    run,
+    save_every_epoch,
+    small_params,
+    start,
+    wait_until,
+    write_params,
+)
 
 pytest.importorskip("ray", reason="Ray is not installed: make setup-cluster")
 
@@ -83,17 +94,17 @@ def statuses(workspace: Path) -> list[str]:
 def test_what_cannot_run_on_ray_is_an_error(workspace: Path, grid: str, address: str | None, message: str) -> None:
     """A sweep that cannot run on Ray fails before Ray is started."""
     with pytest.raises(PipelineError, match=message):
-        ray_engine.check(make_points(parse_grid([grid])), address)
+        ray_engine.check(make_trials(parse_grid([grid])), address)
 
 
 def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PIPELINE_GPUS_PER_POINT must be a number; anything else raises an error that says so."""
-    points = make_points(parse_grid(["train.seed=0"]))
-    monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "0.25")
-    ray_engine.check(points, None)
-    monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", "half")
-    with pytest.raises(PipelineError, match=r"PIPELINE_GPUS_PER_POINT must be a number of GPUs .* got 'half'"):
-        ray_engine.check(points, None)
+    """PIPELINE_GPUS_PER_TRIAL must be a number; anything else raises an error that says so."""
+    trials = make_trials(parse_grid(["train.seed=0"]))
+    monkeypatch.setenv("PIPELINE_GPUS_PER_TRIAL", "0.25")
+    ray_engine.check(trials, None)
+    monkeypatch.setenv("PIPELINE_GPUS_PER_TRIAL", "half")
+    with pytest.raises(PipelineError, match=r"PIPELINE_GPUS_PER_TRIAL must be a number of GPUs .* got 'half'"):
+        ray_engine.check(trials, None)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +114,11 @@ def test_a_share_of_a_gpu_is_a_number(workspace: Path, monkeypatch: pytest.Monke
 def test_a_trial_takes_a_gpu_unless_it_trains_on_the_cpu(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, device: str, share: str | None, gpus: float
 ) -> None:
-    """A trial takes one GPU, or the share in PIPELINE_GPUS_PER_POINT; on the CPU it takes none."""
+    """A trial takes one GPU, or the share in PIPELINE_GPUS_PER_TRIAL; on the CPU it takes none."""
     if share is not None:
-        monkeypatch.setenv("PIPELINE_GPUS_PER_POINT", share)
-    (point,) = make_points({"train.device": [device]})
-    assert ray_engine.gpus_of(point) == gpus
+        monkeypatch.setenv("PIPELINE_GPUS_PER_TRIAL", share)
+    (trial,) = make_trials({"train.device": [device]})
+    assert ray_engine.gpus_of(trial) == gpus
 
 
 def test_a_shallow_clone_is_an_error(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,19 +127,19 @@ def test_a_shallow_clone_is_an_error(workspace: Path, tmp_path: Path, monkeypatc
     git(tmp_path, "clone", "-q", "--depth", "1", workspace.as_uri(), "shallow")
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(PipelineError, match="git fetch --unshallow"):
-        ray_engine.check(make_points(parse_grid(["train.seed=0"])), None)
+        ray_engine.check(make_trials(parse_grid(["train.seed=0"])), None)
 
 
 def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
     """Of a trial's runs by this clone on Ray, only the oldest complete one stays FINISHED; others are not touched."""
-    (point,) = make_points(parse_grid(["train.seed=0"]))
+    (trial,) = make_trials(parse_grid(["train.seed=0"]))
     client, experiment_id = open_store()
-    mine = {"sweep.point": ray_engine.point_tag(point)}
+    mine = {"sweep.trial": ray_engine.trial_tag(trial)}
 
     def add(status: str, **tags: str) -> str:
         codes = {"code": training_code(), "evaluation.code": evaluation_code()}
         run_id = client.create_run(experiment_id, tags=codes | tags).info.run_id
-        for name, value in point.params.flat().items():
+        for name, value in trial.params.flat().items():
             client.log_param(run_id, name, value)
         if status != "RUNNING":
             client.set_terminated(run_id, status)
@@ -136,16 +147,16 @@ def test_one_run_per_trial_stays_finished(workspace: Path) -> None:
 
     lost, half = add("RUNNING", **mine), add("FINISHED", **mine)
     first, second = add("FINISHED", evaluation="x", **mine), add("FINISHED", evaluation="x", **mine)
-    others = add("RUNNING"), add("FINISHED", evaluation="x"), add("RUNNING", **{"sweep.point": "another-clone"})
-    ray_engine.settle(client, experiment_id, [point])
+    others = add("RUNNING"), add("FINISHED", evaluation="x"), add("RUNNING", **{"sweep.trial": "another-clone"})
+    ray_engine.keep_one_finished_run(client, experiment_id, [trial])
     found = {run_id: client.get_run(run_id).info.status for run_id in (lost, half, first, second, *others)}
     assert list(found.values()) == ["KILLED", "KILLED", "FINISHED", "KILLED", "RUNNING", "FINISHED", "RUNNING"]
-    assert ray_engine.finished(client, experiment_id, [point])[point.experiment].info.run_id == first
+    assert ray_engine.finished(client, experiment_id, [trial])[trial.experiment].info.run_id == first
     for name in ("code", "evaluation.code"):
         other = client.get_run(first).data.tags[name]
         for run_id in (first, others[1]):
             client.set_tag(run_id, name, "other")
-        assert ray_engine.finished(client, experiment_id, [point]) == {}
+        assert ray_engine.finished(client, experiment_id, [trial]) == {}
         for run_id in (first, others[1]):
             client.set_tag(run_id, name, other)
 
@@ -177,7 +188,7 @@ def test_a_trial_on_ray_equals_dvc_to_the_bit(toy_workspace: Path) -> None:
     for tag in ("fingerprint", "evaluation"):  # hashes of all files that train wrote, and that evaluate read and wrote
         assert by_dvc.data.tags[tag] == same.data.tags[tag]
     only_there = {name for name in same.data.tags if name not in by_dvc.data.tags}
-    assert only_there <= {"sweep", "sweep.point"}
+    assert only_there <= {"sweep", "sweep.trial"}
     client = MlflowClient(f"sqlite:///{toy_workspace}/mlflow.db")
     paths = [{item.path for item in client.list_artifacts(row.info.run_id)} for row in (by_dvc, same)]
     assert paths[0] == paths[1]
@@ -244,7 +255,7 @@ def test_only_its_user_can_use_a_sweeps_own_ray(toy_workspace: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         Path(folder).chmod(0o755)
-        driver = start(toy_workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=30 train.pause=0.5", TMPDIR=folder)
+        driver = start(toy_workspace, *SWEEP, "-S", "train.seed=0 train.n_epochs=600 train.pause=0.5", TMPDIR=folder)
         try:
             wait_until(lambda: workers_of(driver) and statuses(toy_workspace) == ["RUNNING"])
             family = psutil.Process(driver.pid).children(recursive=True)
@@ -324,7 +335,9 @@ def as_nobody(code: str) -> str:
 @pytest.mark.slow
 def test_a_trial_survives_a_killed_worker_and_driver(toy_workspace: Path) -> None:
     """After SIGKILL to its worker and then to the driver a trial resumes to one FINISHED run with each epoch once."""
-    grid = ["-S", "train.seed=0 train.n_epochs=30 train.pause=0.5"]
+    save_every_epoch(toy_workspace)
+    git(toy_workspace, "commit", "-q", "-a", "-m", "save every epoch")
+    grid = ["-S", "train.seed=0 train.n_epochs=60 train.pause=0.5"]
     driver = start(toy_workspace, *SWEEP, *grid)
     wait_until(lambda: workers_of(driver) and statuses(toy_workspace) == ["RUNNING"])
     for worker in workers_of(driver):
@@ -340,9 +353,11 @@ def test_a_trial_survives_a_killed_worker_and_driver(toy_workspace: Path) -> Non
     driver.wait()
     again = run(toy_workspace, *SWEEP, *grid)
     assert "1 of 1 done" in again.stdout
+    (log,) = (toy_workspace / ".dvc/tmp/sweep").glob("*.log")
+    assert "resuming after epoch" in log.read_text()
     finished = [row for row in rows(toy_workspace) if row.info.status == "FINISHED"]
     assert len(finished) == 1
     assert set(statuses(toy_workspace)) <= {"FINISHED", "KILLED"}
     client = MlflowClient(f"sqlite:///{toy_workspace}/mlflow.db")
     steps = [point.step for point in client.get_metric_history(finished[0].info.run_id, "train/mse")]
-    assert sorted(steps) == list(range(1, 31))
+    assert sorted(steps) == list(range(1, 61))

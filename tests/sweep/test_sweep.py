@@ -1,6 +1,7 @@
 """`make sweep`: real grids of DVC experiments."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.git import experiments
 from pipeline.sweep import __main__ as command
-from pipeline.sweep.grid import make_points
+from pipeline.sweep.grid import make_trials
 from pipeline.tracking import tags
 from pipeline.tracking.store import open_store
-from tests.helpers import environment, git, rows, run, set_params, start, wait_until
+from tests.helpers import environment, git, rows, run, save_every_epoch, set_params, start, wait_until
 
 
 @pytest.mark.slow
@@ -29,6 +31,9 @@ def test_trials_run_once_in_one_store_and_a_failing_one_stops_none(toy_workspace
     assert sorted(row.info.run_name for row in found) == [f"degree={k} seed={seed}" for k in (2, 3) for seed in (0, 1)]
     assert {row.data.tags["sweep"] for row in found} == {"degree,seed,device=cpu"}
     assert all("test/mse" in row.data.metrics for row in found)
+    experiment = MlflowClient(f"sqlite:///{toy_workspace}/mlflow.db").get_experiment_by_name("toy")
+    assert experiment is not None
+    assert {row.info.experiment_id for row in found} == {experiment.experiment_id}
     logs = [path.read_text() for path in (toy_workspace / ".dvc/tmp/sweep").glob("*.log")]
     assert len(logs) == 4
     assert not any("Running stage 'prepare'" in log for log in logs)
@@ -45,18 +50,26 @@ def test_trials_run_once_in_one_store_and_a_failing_one_stops_none(toy_workspace
     assert tags["degree=2 seed=0"] == "degree,seed,device=cpu | second"
     assert tags["degree=2 seed=1"] == "degree,seed,device=cpu"
 
+    run(toy_workspace, "pipeline.sweep.compare")
+    table = (toy_workspace / "reports/compare/table.md").read_text()
+    assert "| model.degree | seeds | valid MSE | test MSE | parameters |" in table
+    assert "| 2 | 2 |" in table
+    assert "the mean's MSE: " in table
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_resumes(toy_workspace: Path, number: signal.Signals) -> None:
     """An interruption stops the trial and its run is KILLED; the same command resumes it and runs nothing twice."""
-    grid = ["-S", "train.seed=0,1 train.n_epochs=20 train.pause=0.5", "--jobs", "1"]
+    save_every_epoch(toy_workspace)
+    git(toy_workspace, "commit", "-q", "-a", "-m", "save every epoch")
+    grid = ["-S", "train.seed=0,1 train.n_epochs=40 train.pause=0.5", "--jobs", "1"]
     process = start(toy_workspace, "pipeline.sweep", *grid)
     assert process.stdout is not None
     start_line = next(line for line in process.stdout if line.startswith("0 of 2 done; running: degree=2 seed=0"))
     assert "log: .dvc/tmp/sweep/degree-2-seed-0-" in start_line  # before any trial ended
     first = next(line for line in process.stdout if line.startswith("degree="))
-    assert first.startswith("degree=2 seed=0 n_epochs=20 pause=0.5: valid MSE")
+    assert first.startswith("degree=2 seed=0 n_epochs=40 pause=0.5: valid MSE")
     wait_until(lambda: "RUNNING" in [row.info.status for row in rows(toy_workspace)])
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=180)
@@ -68,8 +81,10 @@ def test_an_interrupted_sweep_resumes(toy_workspace: Path, number: signal.Signal
     assert not list((toy_workspace / ".dvc/tmp/exps").iterdir())
     again = run(toy_workspace, "pipeline.sweep", *grid)
     assert f"2 trials, {n_done} done, {2 - n_done} to run" in again.stdout
-    finished = [row.info.run_name for row in rows(toy_workspace) if row.info.status == "FINISHED"]
-    assert sorted(finished) == [f"degree=2 seed={seed} n_epochs=20 pause=0.5" for seed in (0, 1)]
+    # The killed run was resumed.
+    assert [row.info.status for row in rows(toy_workspace)] == ["FINISHED", "FINISHED"]
+    finished = [row.info.run_name for row in rows(toy_workspace)]
+    assert sorted(finished) == [f"degree=2 seed={seed} n_epochs=40 pause=0.5" for seed in (0, 1)]
 
 
 @pytest.mark.slow
@@ -80,8 +95,9 @@ def test_an_edit_while_a_sweep_starts_makes_no_false_experiment(toy_workspace: P
     set_params(toy_workspace, train__lr=0.2)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
-    ((head, _), commit), *others = experiments().items()
+    ((head, name), commit), *others = experiments().items()
     assert others == []
+    assert re.fullmatch(r"degree-2-seed-0-[0-9a-f]{16}", name)
     assert head == git(toy_workspace, "rev-parse", "HEAD").strip()
     assert "lr: 0.1\n" in git(toy_workspace, "show", f"{commit}:params.yaml")
     (row,) = rows(toy_workspace)
@@ -126,12 +142,12 @@ def test_the_names_of_sweeps_are_read_back_as_they_were_given(store: str) -> Non
 
 def test_a_failing_shared_stage_is_shown(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """If a shared stage fails, DVC's own error is shown; without shared stages or trials nothing runs."""
-    points = make_points({"train.seed": [0]})
-    of_other_data = make_points({"data.split_seed": [0, 1]})
+    trials = make_trials({"train.seed": [0]})
+    of_other_data = make_trials({"data.split_seed": [0, 1]})
     stages = "stages: {shared: {cmd: exit 3, params: [data]}, train: {cmd: exit 4, params: [train]}}"
     (workspace / "dvc.yaml").write_text(stages)
     with pytest.raises(PipelineError, match="`dvc repro shared` failed; see the error above"):
-        command.prepare(points, workspace)
+        command.prepare(trials, workspace)
     assert "exit 3" in capfd.readouterr().err
     command.prepare(of_other_data, workspace)  # the trials share no stage
     command.prepare([], workspace)
@@ -140,10 +156,10 @@ def test_a_failing_shared_stage_is_shown(workspace: Path, capfd: pytest.CaptureF
 @pytest.mark.slow
 def test_a_sweep_under_nohup_survives_its_terminal(toy_workspace: Path) -> None:
     """SIGHUP from a closed terminal is ignored under nohup and ends the sweep otherwise."""
-    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.n_epochs=20 train.pause=0.5", "-S"]
+    sweep = [sys.executable, "-m", "pipeline.sweep", "-S", "train.pause=0.5", "-S"]
     for line, code in (
-        (["nohup", *sweep, "train.seed=0"], 0),
-        ([*sweep, "train.seed=1"], 128 + signal.SIGHUP),
+        (["nohup", *sweep, "train.seed=0 train.n_epochs=40"], 0),
+        ([*sweep, "train.seed=1 train.n_epochs=600"], 128 + signal.SIGHUP),
     ):
         process = subprocess.Popen(line, cwd=toy_workspace, env=environment(), stdout=subprocess.DEVNULL)
         wait_until(lambda: "RUNNING" in [row.info.status for row in rows(toy_workspace)])

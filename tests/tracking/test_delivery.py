@@ -320,7 +320,7 @@ def test_only_journals_of_the_current_store_are_delivered(
         train_and_evaluate()
     assert delivery.deliver_all(results) == []
     assert stored(store) == []
-    assert {journal.start()["store"] for journal in journals(results)} == {"http://127.0.0.1:9"}
+    assert {journal.first_event()["store"] for journal in journals(results)} == {"http://127.0.0.1:9"}
     assert not any(b"hunter2" in path.read_bytes() for path in results.rglob("*") if path.is_file())
 
 
@@ -355,7 +355,7 @@ def test_many_epochs_go_in_few_requests(results: Path, store: str, monkeypatch: 
     assert len(content(store)[0]["points"]["train/mse"]) == 700
 
 
-def train(epochs: list[int], continued: runs.Continued | None = None, is_killed: bool = False) -> str:
+def train(epochs: list[int], continued: runs.Resumed | None = None, is_killed: bool = False) -> str:
     """Write the journal of a training process, complete or as a kill leaves it. Return the run's id in the journals."""
     with runs.training_run(PARAMS, "cpu", continued) as run:
         for epoch in epochs:
@@ -383,7 +383,7 @@ def test_resumed_training_adds_to_its_run(results: Path, store: str, is_delivere
     if is_delivered:
         delivery.deliver_all(results)
         assert [run.info.status for run in stored(store)] == ["RUNNING"]  # this process still runs
-    assert train([3, 4], runs.Continued(row, after(1, 2))) == row
+    assert train([3, 4], runs.Resumed(row, after(1, 2))) == row
     assert delivery.deliver_all(results) == []
     (run,) = stored(store)
     assert run.info.status == "FINISHED"
@@ -396,7 +396,7 @@ def test_resumed_training_whose_run_was_deleted_gets_a_complete_one(results: Pat
     row = train([1, 2], is_killed=True)
     delivery.deliver_all(results)
     MlflowClient(store).delete_run(stored(store)[0].info.run_id)
-    train([3], runs.Continued(row, after(1, 2)))
+    train([3], runs.Resumed(row, after(1, 2)))
     delivery.deliver_all(results)
     (run,) = stored(store)
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
@@ -404,7 +404,7 @@ def test_resumed_training_whose_run_was_deleted_gets_a_complete_one(results: Pat
 
 def test_resumed_training_that_was_not_tracked_gets_a_complete_run(results: Path, store: str) -> None:
     """If tracking was off before the kill, the run of the resumed training has all epochs."""
-    train([3], runs.Continued(None, after(1, 2)))
+    train([3], runs.Resumed(None, after(1, 2)))
     delivery.deliver_all(results)
     (run,) = stored(store)
     assert (run.info.status, steps(store, run)) == ("FINISHED", [1, 2, 3])
@@ -419,7 +419,7 @@ def test_resumed_run_is_not_closed_because_its_first_process_died(results: Path,
     (run,) = stored(store)
     assert run.info.status == "KILLED"
     MlflowClient(store).set_tag(run.info.run_id, "process.pid", "999999999")
-    assert train([3], runs.Continued(row, after(1, 2)), is_killed=True) == row
+    assert train([3], runs.Resumed(row, after(1, 2)), is_killed=True) == row
     delivery.deliver_all(results)
     (run,) = stored(store)
     assert (run.info.status, steps(store, run)) == ("RUNNING", [1, 2, 3])
@@ -429,7 +429,7 @@ def test_resumed_run_is_not_closed_because_its_first_process_died(results: Path,
 def test_resumed_run_waits_for_its_first_part(results: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an outage, delivery of a resumed training's journal first delivers the journal of its first part."""
     row = train([1, 2], is_killed=True)
-    train([3], runs.Continued(row, after(1, 2)), is_killed=True)
+    train([3], runs.Resumed(row, after(1, 2)), is_killed=True)
     first, second = journals(results)
     n_attempts = 0
     open_store = delivery.open_store
@@ -502,7 +502,7 @@ def test_runs_whose_journal_is_lost_are_closed(results: Path, store: str) -> Non
     client.log_metric(ids["lost"], "train/log_loss", 0.1, timestamp=77)
     # Its journal is here and undelivered; only the journal knows how the run ended.
     with Journal.create(results) as journal:
-        journal.append(journals(results)[0].start() | {"owner": gone, "run": journal.id})
+        journal.append(journals(results)[0].first_event() | {"owner": gone, "run": journal.id})
     ids["kept"] = client.create_run(experiment, 1, tags=gone | {"journal": journal.id}).info.run_id
     with runs.training_run(PARAMS, "cpu"):
         delivery.deliver(journals(results)[-1])

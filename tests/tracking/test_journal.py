@@ -58,7 +58,7 @@ def test_truncated_line_is_skipped(tmp_dir: Path) -> None:
     for length in range(1, 40, 13):
         (journal.folder / "events.jsonl").write_bytes(whole + whole[:length])
         assert [event["kind"] for event in journal.events()] == ["start", "metrics"]
-    journal.settle()
+    journal.close_if_dead()
     assert [event["kind"] for event in journal.events()] == ["start", "metrics", "end"]
 
 
@@ -71,20 +71,20 @@ def test_a_damaged_journal_does_not_hide_the_others(tmp_dir: Path) -> None:
 
 
 def test_the_journal_of_a_process_that_is_gone_ends_as_killed(tmp_dir: Path) -> None:
-    """`settle` appends KILLED once, at the last event's time, unless the process runs or the run has ended."""
+    """`close_if_dead` appends KILLED once, at the last event's time, unless the process runs or the run has ended."""
     alive = begin(START)
-    alive.settle()
+    alive.close_if_dead()
     assert not alive.has_ended()
 
     gone = begin(GONE)
     gone.append({"kind": "metrics", "time": 5, "values": {}, "step": 1})
-    gone.settle()
-    gone.settle()
+    gone.close_if_dead()
+    gone.close_if_dead()
     assert gone.events()[2:] == [{"kind": "end", "time": 5, "status": "KILLED"}]
 
     finished = begin(GONE)
     finished.append({"kind": "end", "status": "FINISHED"})
-    finished.settle()
+    finished.close_if_dead()
     assert [event["status"] for event in finished.events()[1:]] == ["FINISHED"]
 
 
@@ -106,22 +106,22 @@ def test_state_is_replaced_at_once(tmp_dir: Path) -> None:
     journal.set_state(run_id="a", delivered=1)
     journal.set_state(delivered=2)
     (journal.folder / "state.json.new").write_text('{"deliv')
-    assert journal.state() == {"run_id": "a", "delivered": 2, "last_step": 0, "asking_since": None}
+    assert journal.state() == {"run_id": "a", "delivered": 2, "last_step": 0, "request_since": None}
 
 
 def test_open_request_is_visible(tmp_dir: Path) -> None:
-    """`asking_since` is set while a request is open, and None after an answer or an error."""
+    """`request_since` is set while a request is open, and None after an answer or an error."""
     journal = begin(START)
-    with journal.asking():
-        assert journal.state()["asking_since"] is not None
+    with journal.request_in_flight():
+        assert journal.state()["request_since"] is not None
 
     def fail() -> None:
-        with journal.asking():
+        with journal.request_in_flight():
             raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
         fail()
-    assert journal.state()["asking_since"] is None
+    assert journal.state()["request_since"] is None
 
 
 def test_a_removed_journal_leaves_nothing(tmp_dir: Path) -> None:

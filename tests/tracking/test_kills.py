@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.core.dvc_cli import mend_torn_locks
+from pipeline.core.dvc_cli import repair_truncated_locks
 from pipeline.tracking import delivery
 from pipeline.tracking.journal import Journal, journals
 from tests.helpers import (
@@ -32,7 +32,7 @@ from tests.helpers import (
     write_results,
 )
 
-# Enough epochs for delivery, which runs at lower priority, to begin long before training ends.
+# 12 s: delivery, which runs at lower priority, begins long before the training ends.
 N_EPOCHS = 40
 
 TRAIN = """
@@ -130,7 +130,7 @@ def test_killed_at_any_moment_every_run_is_correct(
     record_property("seed", seed)
     choose = random.Random(seed)
     here = shutil.copytree(toy, tmp_path / "killed", symlinks=True)
-    set_params(here, train__n_epochs=N_EPOCHS, train__pause=0.05)
+    set_params(here, train__n_epochs=N_EPOCHS, train__pause=0.3)
     save_every_epoch(here)
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -195,7 +195,7 @@ def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: 
         wait_until(lambda: dvc.poll() is not None or new())
         time.sleep(choose.uniform(0, 3))
     else:
-        time.sleep(choose.uniform(0, 9))
+        time.sleep(choose.uniform(0, 5))
     if whom == "stage":
         victims = working_in(here, module)
     else:
@@ -209,7 +209,7 @@ def kill_once(here: Path, moment: str, what: signal.Signals, whom: str, choose: 
             continue
     dvc.wait(120)
     wait_until(lambda: not working_in(here, module))
-    mend_torn_locks(here)  # DVC recovers from its other stale locks itself
+    repair_truncated_locks(here)  # DVC recovers from its other stale locks itself
     assert (here / "dvc.lock").is_file()
 
 
@@ -219,7 +219,7 @@ def is_sending(journal: Journal, n_requests: int) -> bool:
         state = journal.state()
     except FileNotFoundError:
         return True
-    return state["asking_since"] is not None and state["delivered"] >= min(n_requests, 9) - 1
+    return state["request_since"] is not None and state["delivered"] >= min(n_requests, 9) - 1
 
 
 def group_of(process: psutil.Process) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sweep.progress import PointResult, Running, SweepProgress
+from pipeline.sweep.progress import Running, SweepProgress, TrialResult
 from pipeline.tracking.progress import announce_data, report
 from tests.helpers import PROJECT, environment, small_params
 
@@ -94,10 +94,10 @@ def test_digits_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sweep_reports_its_progress(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A sweep reports done and failed trials, and the time left from their durations and the number of jobs."""
-    progress = SweepProgress(n_points=18, jobs=2, n_done=8)
+    progress = SweepProgress(n_trials=18, jobs=2, n_done=8)
     log = tmp_path / "b.log"
     running = [Running("digits k=4 seed=0", log, time.monotonic() - 30)]
-    progress.on_end("digits k=2 seed=0", PointResult(0.0338, 0.0341, LABELS), Path("a.log"), 60, running)
+    progress.on_end("digits k=2 seed=0", TrialResult(0.0338, 0.0341, LABELS), Path("a.log"), 60, running)
     assert capsys.readouterr().out == (
         "digits k=2 seed=0: valid MSE 0.0338 (test MSE 0.0341) in 60 s   "
         "(9 of 18 done; failed: 0; about 4.5 min left)\n"
@@ -113,7 +113,7 @@ def test_sweep_shows_its_running_trials(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Running trials are shown with epochs, time left and their log; in a log at once, then at most once a minute."""
-    progress = SweepProgress(n_points=3, jobs=1)
+    progress = SweepProgress(n_trials=3, jobs=1)
     log = tmp_path / "k-2.log"
     log.write_text("Running stage 'train'\n")
     clock = time.monotonic() + 1000
@@ -136,13 +136,13 @@ LABELS = ("valid MSE", "test MSE")
 SWEEP = """
 import time
 from pathlib import Path
-from pipeline.sweep.progress import PointResult, Running, SweepProgress
-progress = SweepProgress(n_points=2, jobs=1)
+from pipeline.sweep.progress import TrialResult, Running, SweepProgress
+progress = SweepProgress(n_trials=2, jobs=1)
 log = Path("no.log")
 for epoch in range(2):
     progress.show([Running(f"k={epoch}" + 200 * "x", log, time.monotonic())])
     time.sleep(0.6)
-progress.on_end("k=2", PointResult(0.1, 0.2, ('valid MSE', 'test MSE')), log, 1, [])
+progress.on_end("k=2", TrialResult(0.1, 0.2, ('valid MSE', 'test MSE')), log, 1, [])
 """
 
 

@@ -128,7 +128,7 @@ def test_a_password_with_special_characters_reaches_neither_journal_nor_terminal
     (results / "notes.py").write_text(f"engine = create_engine({address!r})\n")
     runs.log_evaluation(small_params())
     (journal,) = journals(results)
-    assert journal.start()["store"] == "postgresql://127.0.0.1:1/runs"
+    assert journal.first_event()["store"] == "postgresql://127.0.0.1:1/runs"
     done = run(results, "pipeline.tracking.sync", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
     assert done.returncode == 2
     assert "the MLflow store cannot be opened" in done.stderr

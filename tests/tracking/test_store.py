@@ -90,7 +90,7 @@ def test_the_experiment_keeps_its_artifacts_under_the_root(
 def test_all_runs_are_found_page_by_page(tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All runs are found over several pages, and a store that refuses a search fails with one line."""
     (tmp_dir / ".dvc").mkdir()
-    monkeypatch.setattr("pipeline.tracking.store.PAGE", 2)
+    monkeypatch.setattr("pipeline.tracking.store.PAGE_SIZE", 2)
     client, experiment_id = open_store()
     made = {client.create_run(experiment_id).info.run_id for _ in range(5)}
     found = search_all(client, experiment_id, "attributes.status = 'RUNNING'")

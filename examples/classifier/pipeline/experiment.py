@@ -41,11 +41,6 @@ def example_input(model: "nn.Module") -> "np.ndarray":
     return np.zeros((2, len(model.get_buffer("mean"))), np.float32)
 
 
-def measured_on(metric: str) -> str:
-    """The validation rows for `valid.best_log_loss`, else the test rows."""
-    return f"{EXPERIMENT.data_folder}{'valid' if metric.startswith('valid.') else 'test'}.safetensors"
-
-
 def summary() -> str:
     """Return the test results in one line."""
     test = json.loads(Path("reports/evaluate.json").read_text())["test"]
@@ -66,7 +61,6 @@ EXPERIMENT = Experiment(
     load_model=load_model,
     example_input=example_input,
     summary=summary,
-    measured_on=measured_on,
     data_title=lambda name: TITLES.get(name, name),
     by_epoch={"train_log_loss": "train log-loss", "valid_log_loss": "validation log-loss"},
     examples="rows",

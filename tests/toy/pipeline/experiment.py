@@ -52,7 +52,6 @@ EXPERIMENT = Experiment(
     load_model=load_model,
     example_input=example_input,
     summary=summary,
-    measured_on=lambda metric: f"data/prepared/{'valid' if metric.startswith('valid.') else 'test'}.npy",
     by_epoch={"train_mse": "train MSE", "valid_mse": "valid MSE"},
     examples="points",
     default_grid=("model.degree=1,2,3", "train.seed=0,1"),

@@ -12,7 +12,7 @@ from pipeline.core.params_file import PARAMS_PATH, AllSections, Section, Seed
 
 
 class DataParams(Section):
-    dataset: Literal["wave", "line"]
+    dataset: Literal["wave"]
     n_points: Annotated[int, Field(ge=10)]
     split_seed: Seed
 

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from pipeline.core.errors import PipelineError
 from pipeline.core.files import reading, write_out
 
 if TYPE_CHECKING:
@@ -54,8 +53,6 @@ def fit(
     state: State | None,
 ) -> State:
     """Fit points [n, 2], in batches of ten in an order that depends on seed and epoch."""
-    if params.device != "cpu":
-        raise PipelineError(f"train.device: {params.device} is not on this machine")
     if state is not None:
         model.coefficients.data = state.coefficients.clone()
     history = [] if state is None else list(state.history)
@@ -72,6 +69,7 @@ def fit(
             total += loss.item() * len(points)
             for callback in callbacks:
                 callback.on_batch(len(points))
+        seconds = time.perf_counter() - started
         time.sleep(params.pause)
         record = EpochRecord(epoch, total / len(train), mse(model, valid).item())
         if all(record.valid_mse < earlier.valid_mse for earlier in history):
@@ -79,7 +77,7 @@ def fit(
         history.append(record)
         state = State(model.coefficients.detach().clone(), best, list(history))
         for callback in callbacks:
-            callback.on_epoch(record, time.perf_counter() - started, state)
+            callback.on_epoch(record, seconds, state)
     assert state is not None
     return state
 

@@ -1,4 +1,4 @@
-"""Draw noisy points of a wave or a line, and split them: float64 [n, 2], x in -1…1 and y."""
+"""Draw noisy points of a wave, and split them: float64 [n, 2], x in -1…1 and y."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ def main() -> None:
     params = load_params().data
     random = np.random.RandomState(params.split_seed)
     x = random.uniform(-1, 1, params.n_points)
-    y = (np.sin(3 * x) if params.dataset == "wave" else x) + 0.1 * random.standard_normal(params.n_points)
+    y = np.sin(3 * x) + 0.1 * random.standard_normal(params.n_points)
     for name, points in zip(("train", "valid", "test"), np.array_split(np.stack([x, y], 1), 3), strict=True):
         content = io.BytesIO()
         np.save(content, points)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.core.errors import run_command
+from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
 from pipeline.params import load_params
 from pipeline.polynomial import STATE_TYPES, Polynomial, fit, save_model
@@ -18,6 +18,8 @@ from pipeline.tracking.training import training
 
 def main() -> None:
     params = load_params()
+    if params.train.device != "cpu":
+        raise PipelineError(f"train.device: {params.train.device} is not on this machine")
     torch.set_num_threads(params.train.threads)
     torch.manual_seed(params.train.seed)
     model = Polynomial(params.model.degree)
