@@ -22,6 +22,8 @@ class Experiment:
     # The names of the MLflow experiment and of its models.
     name: str
     model_name: str
+    # The MLflow experiment's description, in Markdown, when it is created.
+    description: str = ""
     # The stages of dvc.yaml that an MLflow run mirrors: `train` starts the run, `evaluate` completes it.
     train: str = "train"
     evaluate: str = "evaluate"

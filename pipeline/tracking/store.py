@@ -130,6 +130,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
     root = main_root()
     name = experiment or experiment_name()
     location = None if is_server(uri) else (root / "mlartifacts").as_uri()
+    tags = {"mlflow.note.content": EXPERIMENT.description}
     try:
         with locked(uri):
             mlflow.set_tracking_uri(uri)
@@ -142,7 +143,7 @@ def open_store(experiment: str | None = None) -> tuple["MlflowClient", str]:
             if found is not None:
                 return client, found.experiment_id
             try:
-                return client, client.create_experiment(name, artifact_location=location)
+                return client, client.create_experiment(name, artifact_location=location, tags=tags)
             except MlflowException:
                 # Through a server, another process may have created the experiment first.
                 if (found := client.get_experiment_by_name(name)) is None:

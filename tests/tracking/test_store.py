@@ -77,12 +77,16 @@ def test_the_name_of_a_store_is_whole_and_holds_no_password(uri: str, name: str)
 def test_the_experiment_keeps_its_artifacts_under_the_root(
     tmp_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Artifacts have an absolute location under the root; MLFLOW_EXPERIMENT_NAME selects another experiment."""
+    """Artifacts have an absolute location under the root, and the experiment has its description.
+
+    MLFLOW_EXPERIMENT_NAME selects another experiment.
+    """
     (tmp_dir / ".dvc").mkdir()
     client, experiment_id = open_store()
     experiment = client.get_experiment(experiment_id)
     assert experiment.name == EXPERIMENT.name
     assert experiment.artifact_location == (tmp_dir / "mlartifacts").as_uri()
+    assert experiment.tags["mlflow.note.content"] == EXPERIMENT.description
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert client.get_experiment(open_store()[1]).name == "another"
 

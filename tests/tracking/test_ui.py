@@ -130,8 +130,8 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
 
 
 @pytest.mark.slow
-def test_the_explorer_opens_in_a_runs_page(page_and_text: tuple[Page, str]) -> None:
-    """In MLflow's viewer of artifacts the explorer starts, decodes, and asks the server for nothing."""
+def test_a_runs_page_has_the_explorer_and_the_experiment_its_description(page_and_text: tuple[Page, str]) -> None:
+    """In MLflow's viewer of artifacts the explorer starts and decodes. The table of runs has the description."""
     page, text = page_and_text
     client, experiment_id = open_store()
     run_id = client.search_runs([experiment_id])[0].info.run_id
@@ -139,11 +139,16 @@ def test_the_explorer_opens_in_a_runs_page(page_and_text: tuple[Page, str]) -> N
     expect(page.get_by_text("digits k=2 seed=0", exact=True)).to_be_visible(timeout=60_000)
     address = page.url.partition("#")[0]
     page.goto(f"{address}#/experiments/{experiment_id}/runs/{run_id}/artifacts/models/explorer.html")
-    frame = page.frame_locator("iframe")
+    frame = page.frame_locator("iframe")  # MLflow's sandbox
     expect(frame.locator("html[data-ready=yes]")).to_be_attached(timeout=60_000)
     expect(frame.locator("h1")).to_have_text("made-up images")
     page.frames[-1].evaluate("setCursor(codeOf(9))")
     assert page.frames[-1].evaluate("decode(state.cursor).length") == 784
+
+    page.goto("about:blank")
+    page.goto(re.findall(r"http://127\S+", text)[-1])
+    expect(page.get_by_text("digits k=2 seed=0", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Autoencoders for MNIST.")).to_be_visible(timeout=20_000)
 
 
 def status(address: str) -> int:
