@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Autoencoders for MNIST. A run is one training with its evaluation.
 
-- `valid/best_mse` selects sizes and settings; `test/mse` is the number to report. Both are means over images and pixels,
-  with pixels in 0…1. Lower is better.
+- `valid/best_mse` selects sizes and settings; `test/mse` is the number to report. Both are means over images and
+  pixels, with pixels in 0…1. Lower is better.
 - `test/pca_mse` is the test MSE of PCA with as many components as the bottleneck has dimensions.
 - `accuracy/*/codes` is the test accuracy of a classifier on the codes, next to one on PCA codes and one on pixels.
 - The artifact `models/explorer.html` is a page on which to move through the latent space.
