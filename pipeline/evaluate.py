@@ -80,10 +80,12 @@ def main() -> None:
         shares = importance(codes, pixels, decode)
         write_metrics(dataset, metrics, codes, shares, accuracy, pca_probes, pixel_probes)
 
-        report("drawing eight figures")
-        title = f"{figures.DATASET_TITLES[dataset]} test set, bottleneck size {k}"
+        report("drawing the figures")
+        data = figures.DATASET_TITLES[dataset]
         with reading(HISTORY_PATH, "train"):
-            save_figure(figures.learning_curves(title, pd.read_csv(HISTORY_PATH)), LEARNING_PATH)
+            history = pd.read_csv(HISTORY_PATH)
+            save_figure(figures.learning_curves(f"{data}, bottleneck size {k}", history), LEARNING_PATH)
+        title = f"{data} test set, bottleneck size {k}"
         save_figure(figures.errors(title, image_mse), ERRORS_PATH)
         draw_images(title, test, reconstructions, pca.reconstruct(pixels, k))
         draw_latent_space(title, test, codes, shares, decode, params.evaluate)
