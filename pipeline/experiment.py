@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.form import Experiment
 
@@ -124,6 +124,19 @@ def draw_models(models: "dict[str, nn.Module]") -> "Figure":
     return reconstructions_by_model(pixels, by_model)
 
 
+def compare_page(models: "dict[str, Any]", content: dict[str, Any]) -> str:
+    """Return the page of `make compare`, with a curve's models, {label: model}.
+
+    Raises:
+        PipelineError: EXPERIMENT.test_path is missing or damaged.
+    """
+    from pipeline.autoencoder.comparison import comparison
+    from pipeline.autoencoder.splits import load_split
+
+    title = f"{content['data']}: what does the {content['axis']} buy?"
+    return comparison(title, models, content, load_split(Path(EXPERIMENT.test_path)))
+
+
 def example_input(_model: "nn.Module") -> "np.ndarray":
     """Return input for the model: two examples, so that the number of examples stays free."""
     import numpy as np
@@ -159,5 +172,6 @@ EXPERIMENT = Experiment(
     "set. The classifiers were fitted on the training images' codes, those in parentheses on PCA codes of the same "
     "size.",
     draw_models=draw_models,
+    compare_page=compare_page,
     folded=("test.digit_mse.", "Single digits"),
 )

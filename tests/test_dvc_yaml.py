@@ -99,8 +99,8 @@ def is_code(path: str) -> bool:
 
 
 def code_of(stage: str) -> set[str]:
-    """Return the files of `closure`, and the page next to a module that has one."""
-    files = {f"pipeline/{module}{suffix}" for module in closure(stage) for suffix in (".py", ".html")}
+    """Return the files of `closure`, and the page or script next to a module that has one."""
+    files = {f"pipeline/{module}{suffix}" for module in closure(stage) for suffix in (".py", ".html", ".js")}
     return {path for path in files if (PROJECT / path).is_file()}
 
 

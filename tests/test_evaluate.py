@@ -69,7 +69,12 @@ def test_every_bottleneck_size_can_be_evaluated(
     run_stages(prepare, baselines, pca_probes, train, evaluate)
     printed = capsys.readouterr().out
     assert f"test accuracy on {bottleneck_size} PCA components: logistic regression " in printed
-    for step in ("encoding ", "reading the digit from ", "decoding without each latent dimension", "drawing the figures"):
+    for step in (
+        "encoding ",
+        "reading the digit from ",
+        "decoding without each latent dimension",
+        "drawing the figures",
+    ):
         assert f"\n{step}" in printed
     metrics = json.loads(evaluate.METRICS_PATH.read_text())
     train_split, split = load_split(prepare.TRAIN_PATH), load_split(prepare.TEST_PATH)

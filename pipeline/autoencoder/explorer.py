@@ -4,19 +4,12 @@ The page needs no network. Its JavaScript encodes and decodes with weights of 8 
 with test images and their codes. explorer.html is the page without the data.
 """
 
-import base64
-import gzip
-import html
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline.autoencoder.model import AutoEncoder
+from pipeline.autoencoder.page import arrays_of, fill, layers_of, run_half, shapes_of
 from pipeline.autoencoder.splits import Split
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -24,51 +17,6 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 N_IMAGES = 2000
 N_WORST = 100
 N_DIRECTIONS = 4
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer with weights of 8 bits, and what batch normalisation does after its ReLU (not in the last layer).
-
-    y = scales × (weights @ x) + bias; then z = gain × max(y, 0) + shift. Gain and shift stay separate from the next
-    weights: multiplied with them, units that are rarely active would take most of the 8 bits.
-    """
-
-    weights: np.ndarray  # int8 [n_out, n_in]
-    scales: np.ndarray  # float32 [n_out], like the others
-    bias: np.ndarray
-    gain: np.ndarray
-    shift: np.ndarray
-
-    def linear(self, x: np.ndarray) -> np.ndarray:
-        """Map [n, n_in] to [n, n_out] with the weights that the page uses."""
-        return x @ (self.weights * self.scales[:, None]).T + self.bias
-
-
-def layers_of(half: nn.Sequential) -> list[Layer]:
-    """Return a half's layers, each output's weights rounded to 255 steps between plus and minus the largest one."""
-    layers: list[Layer] = []
-    for module in half:
-        if isinstance(module, nn.Linear):
-            weight = module.weight.detach().numpy()
-            scales = np.maximum(np.abs(weight).max(axis=1), 1e-30) / 127
-            rounded = np.rint(weight / scales[:, None]).astype(np.int8)
-            ones = np.ones(len(weight), np.float32)
-            layers.append(Layer(rounded, scales, module.bias.detach().numpy(), ones, 0 * ones))
-        elif isinstance(module, nn.BatchNorm1d):
-            assert module.running_var is not None
-            assert module.running_mean is not None
-            gain = module.weight.detach() / torch.sqrt(module.running_var + module.eps)
-            shift = module.bias.detach() - module.running_mean * gain
-            layers[-1] = replace(layers[-1], gain=gain.numpy(), shift=shift.numpy())
-    return layers
-
-
-def run_half(layers: Sequence[Layer], x: np.ndarray) -> np.ndarray:
-    """Map [n, n_in] through a half, as the page does."""
-    for layer in layers[:-1]:
-        x = layer.gain * np.maximum(layer.linear(x), 0) + layer.shift
-    return layers[-1].linear(x)
 
 
 def explorer(title: str, model: AutoEncoder, test: Split, exact_mse: float) -> str:
@@ -86,8 +34,8 @@ def explorer(title: str, model: AutoEncoder, test: Split, exact_mse: float) -> s
     directions = principal_directions(codes[shown])
     head = {
         "k": model.architecture.bottleneck_size,
-        "encoder": [layer.weights.shape for layer in encoder],
-        "decoder": [layer.weights.shape for layer in decoder],
+        "encoder": shapes_of(encoder),
+        "decoder": shapes_of(decoder),
         "nDirections": len(directions),
         "n": len(shown),
         "nTest": len(test),
@@ -95,15 +43,8 @@ def explorer(title: str, model: AutoEncoder, test: Split, exact_mse: float) -> s
         "exactMse": exact_mse,
         "digitMse": [digit_mse(image_mse, test.labels, digit) for digit in range(10)],
     }
-    arrays: list[np.ndarray] = []
-    for layer in (*encoder, *decoder):
-        arrays += [layer.scales, layer.bias, layer.gain, layer.shift, layer.weights]
-    arrays += [directions, codes[shown], image_mse[shown].astype(np.float32), test.labels[shown], test.images[shown]]
-    return (
-        TEMPLATE.read_text(encoding="utf-8")
-        .replace("@TITLE@", html.escape(title))
-        .replace("@DATA@", pack(head, arrays))
-    )
+    arrays = [*arrays_of(encoder), *arrays_of(decoder), directions, codes[shown], image_mse[shown].astype(np.float32)]
+    return fill(TEMPLATE, title, head, [*arrays, test.labels[shown], test.images[shown]])
 
 
 def principal_directions(codes: np.ndarray) -> np.ndarray:
@@ -117,14 +58,3 @@ def digit_mse(image_mse: np.ndarray, labels: np.ndarray, digit: int) -> float | 
     """Return the mean error of a digit's images, or None if there are none."""
     of_digit = image_mse[labels == digit]
     return float(of_digit.mean()) if len(of_digit) else None
-
-
-def pack(head: dict[str, object], arrays: Sequence[np.ndarray]) -> str:
-    """Return base64 of gzip of: the head's length (uint32, little-endian), the head as JSON, the arrays' bytes.
-
-    Each part starts at a multiple of four bytes, so that JavaScript can read floats in place.
-    """
-    text = json.dumps(head).encode()
-    parts = [np.uint32(len(text)).tobytes(), text, *(np.ascontiguousarray(array).tobytes() for array in arrays)]
-    content = b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
-    return base64.b64encode(gzip.compress(content, mtime=0)).decode()

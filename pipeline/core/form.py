@@ -67,6 +67,8 @@ class Experiment:
     comparison_note: str = ""
     # Draw a second figure of `make compare` from a curve's models, by label.
     draw_models: "Callable[[dict[str, nn.Module]], Figure] | None" = None
+    # Write a page of `make compare`, HTML, from a curve's models and what `compare.page_content` returns.
+    compare_page: "Callable[[dict[str, nn.Module], dict[str, Any]], str] | None" = None
     # (prefix, title): the review folds metrics with this prefix under this title.
     folded: tuple[str, str] | None = None
 

@@ -3,11 +3,11 @@
     python -m pipeline.sweep.compare [--by PARAMETER] [--sweep NAME] [--redraw]
 
 Reads MLflow's store and writes to reports/compare/: runs.csv with a line for every run that is used, table.csv and
-table.md, test_mse.png, and reconstructions.png if the weights are in the store. --redraw makes the table and
-test_mse.png from runs.csv, without a store. The runs of a curve differ only in the parameter, the seed and `evaluate`.
-They share the code of the training and of the stages before it, all other parameters including `data`, and the
-environment (processor, torch, threads, the precision that `auto` chose). Excluded runs are listed. If different
-versions of the code evaluated the runs, the table notes it.
+table.md, test_mse.png, and, if the weights are in the store, reconstructions.png and the page index.html, which git
+ignores. --redraw makes the table and test_mse.png from runs.csv, without a store. The runs of a curve differ only in
+the parameter, the seed and `evaluate`. They share the code of the training and of the stages before it, all other
+parameters including `data`, and the environment (processor, torch, threads, the precision that `auto` chose). Excluded
+runs are listed. If different versions of the code evaluated the runs, the table notes it.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
 from pipeline.core.metrics import Metric, load_metrics, with_role
 from pipeline.core.params_file import short
+from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
 from pipeline.params import load_params
 from pipeline.sweep.curves import (
@@ -43,7 +44,7 @@ from pipeline.sweep.curves import (
     split_into_curves,
     summarise,
 )
-from pipeline.tracking.store import open_store
+from pipeline.tracking.store import is_server, open_store, store_name, tracking_uri
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +53,7 @@ TABLE_PATH = FOLDER / "table.csv"
 MARKDOWN_PATH = FOLDER / "table.md"
 FIGURE_PATH = FOLDER / "test_mse.png"
 RECONSTRUCTIONS_PATH = FOLDER / "reconstructions.png"
+PAGE_PATH = FOLDER / "index.html"
 COLORS = matplotlib.color_sequences["petroff10"]
 MARKERS = "osD^v"
 LINE_STYLES = (".--", ":", "-.")
@@ -74,21 +76,22 @@ def main() -> None:
     if not arguments.redraw:
         used = pd.concat([curve.runs for curve in curves])
         write_out(RUNS_PATH, used.to_csv(index=False))
-        RECONSTRUCTIONS_PATH.unlink(missing_ok=True)  # may be of other runs
+        for path in (RECONSTRUCTIONS_PATH, PAGE_PATH):
+            path.unlink(missing_ok=True)  # may be of other runs
     table = summarise(curves, arguments.by)
     # DVC's plots cannot draw a column with a dot in its name.
     by_name = table.rename(columns={arguments.by: short(arguments.by)})
     write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
     write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
     save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
-    if not arguments.redraw and EXPERIMENT.draw_models is not None:
+    if not arguments.redraw and (EXPERIMENT.draw_models or EXPERIMENT.compare_page):
         from mlflow.exceptions import MlflowException
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
-            draw_models(EXPERIMENT.draw_models, curves[0], arguments.by)
+            show_models(curves[0], table, arguments.by)
         except (PipelineError, MlflowException, OSError) as error:
-            print(f"no {RECONSTRUCTIONS_PATH}: {error}")
+            print(f"the models are not shown: {error}")
     print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
     print(MARKDOWN_PATH.read_text())
 
@@ -221,10 +224,82 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     return figure
 
 
-def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, by: str) -> None:
-    """Draw the outputs of a curve's models on the test data: for each value of `by`, the run with the lowest seed.
+def show_models(curve: Curve, table: pd.DataFrame, by: str) -> None:
+    """Write the figure and the page of a curve's models: for each value of `by`, the run with the lowest seed.
 
-    The weights come from the store.
+    Raises:
+        PipelineError, MlflowException, OSError: as in `models_of`.
+    """
+    models = models_of(curve, by)
+    if EXPERIMENT.draw_models is not None:
+        save_figure(EXPERIMENT.draw_models(models), RECONSTRUCTIONS_PATH)
+    if EXPERIMENT.compare_page is not None:
+        write_out(PAGE_PATH, EXPERIMENT.compare_page(models, page_content(curve, table, by)))
+        print(f"the same test data at every size: {PAGE_PATH}")
+
+
+def page_content(curve: Curve, table: pd.DataFrame, by: str) -> dict[str, Any]:
+    """Return what the page shows of a curve besides its models, as JSON.
+
+    Returns:
+        data, axis, metric: titles of the data, of the parameter `by`, and of the metrics' unit.
+        select, report: the labels of the two metrics with these roles.
+        headings: the columns of numbers.
+        rows: one for each value of `by`: its label and value, the cells below the headings, [mean, standard deviation
+            over seeds] under `select` and `report`, the reference lines by name, and the runs by name with the address
+            of their page in MLflow. What is missing is None.
+    """
+    metrics = load_metrics()
+    roles = {role: with_role(role, metrics)[1] for role in ("select", "report")}
+    labelled = [metric for metric in compared(metrics).values() if metric.label]
+    lines = {metric.line: column for column, metric in compared(metrics).items() if metric.line}
+    pages = pages_of_runs()
+    rows = []
+    for row in table[table["curve"] == curve.label].to_dict("records"):
+        runs = curve.runs[curve.runs[by] == row[by]]
+        rows.append(
+            {
+                "label": label_of(row[by], by),
+                "value": row[by] if isinstance(row[by], int | float) else str(row[by]),
+                "cells": [cell_of(row, metric, metrics) for metric in labelled],
+                "lines": {name: number_or_none(row[column]) for name, column in lines.items()},
+                "runs": {name: pages and f"{pages}/{run}" for name, run in zip(runs["name"], runs["run"], strict=True)},
+                **{role: pair_of(row, metric) for role, metric in roles.items()},
+            }
+        )
+    return {
+        "data": data_of(curve.runs),
+        "axis": EXPERIMENT.axis_labels.get(by, by),
+        "metric": EXPERIMENT.metric_label,
+        "headings": [metric.label for metric in labelled],
+        "rows": rows,
+        **{role: metric.label for role, metric in roles.items()},
+    }
+
+
+def pair_of(row: dict[Any, Any], metric: Metric) -> tuple[float, float | None] | None:
+    """Return mean and standard deviation; None without a mean."""
+    mean, std = row[metric.column], row.get(f"{metric.column}_std")
+    return None if pd.isna(mean) else (mean, number_or_none(std))
+
+
+def number_or_none(value: Any) -> float | None:
+    return None if pd.isna(value) else value
+
+
+def label_of(value: Any, by: str) -> str:
+    """Return a model's label: `k = 2`."""
+    return f"{EXPERIMENT.symbols.get(by, short(by))} = {format_value(value)}"
+
+
+def pages_of_runs() -> str | None:
+    """Return the address below which a tracking server has the runs' pages; None for a store without a server."""
+    uri = tracking_uri(main_root())
+    return f"{store_name(uri, main_root())}/#/experiments/{open_store()[1]}/runs" if is_server(uri) else None
+
+
+def models_of(curve: Curve, by: str) -> "dict[str, nn.Module]":
+    """Return {label: model} from the store: for each value of `by`, the run with the lowest seed.
 
     Raises:
         PipelineError: the runs were measured on other test data, or the weights do not fit this code.
@@ -232,7 +307,6 @@ def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, 
     """
     client, _ = open_store()
     chosen = curve.runs.sort_values(SEED).drop_duplicates(by).sort_values(by)
-    name = EXPERIMENT.symbols.get(by, short(by))
     context = Path(EXPERIMENT.test_path).stem
     models = {}
     for run_id, value in zip(chosen["run"], chosen[by], strict=True):
@@ -243,8 +317,8 @@ def draw_models(draw: "Callable[[dict[str, nn.Module]], Figure]", curve: Curve, 
             raise PipelineError(f"{EXPERIMENT.test_path} is not the data that the runs were measured on")
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, EXPERIMENT.model_path, folder)
-            models[f"{name} = {format_value(value)}"] = EXPERIMENT.load_model(path)
-    save_figure(draw(models), RECONSTRUCTIONS_PATH)
+            models[label_of(value, by)] = EXPERIMENT.load_model(path)
+    return models
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 from torch import nn
 
-from pipeline.autoencoder.explorer import N_DIRECTIONS, N_WORST, explorer, layers_of, run_half
+from pipeline.autoencoder.explorer import N_DIRECTIONS, N_WORST, explorer
 from pipeline.autoencoder.model import Architecture, AutoEncoder
+from pipeline.autoencoder.page import layers_of, run_half
 from pipeline.autoencoder.splits import Split
 from tests.helpers import CHROMIUM, random_split
 

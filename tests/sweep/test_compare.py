@@ -1,5 +1,6 @@
 """`make compare` on made-up runs in a real store."""
 
+import json
 import re
 import shutil
 import sqlite3
@@ -24,7 +25,7 @@ from pipeline.core.metrics import METRICS_PATH
 from pipeline.sweep import compare
 from pipeline.sweep.curves import FOLDER, RUNS_PATH, Curve, find_runs, load_runs, split_into_curves, summarise
 from pipeline.tracking.store import open_store
-from tests.helpers import PROJECT, rows, run, small_params, write_params
+from tests.helpers import PROJECT, git, rows, run, small_params, write_params
 
 BY = "model.bottleneck_size"
 AddRun = Callable[..., str]
@@ -379,7 +380,7 @@ def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_pat
     compare.RECONSTRUCTIONS_PATH.write_bytes(b"of another data set")
     said = run(tmp_path, "pipeline.sweep.compare", PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=store).stdout
     assert "12 runs on 2 curve(s)" in said
-    assert "no reports/compare/reconstructions.png: " in said
+    assert "the models are not shown: " in said
     assert not compare.RECONSTRUCTIONS_PATH.exists()
     paths = (compare.TABLE_PATH, compare.MARKDOWN_PATH, compare.FIGURE_PATH)
     before = [path.read_bytes() for path in paths]
@@ -445,16 +446,39 @@ def test_dvc_draws_the_curves_of_the_table() -> None:
 
 @pytest.mark.slow
 def test_the_ten_digits_at_every_size(project: Path, tmp_path: Path) -> None:
-    """The table has the sizes of the workspace and of DVC's experiments, and the weights come from the store."""
+    """The table has the sizes of the workspace and of a DVC experiment. Figure and page show the store's models."""
     here = shutil.copytree(project, tmp_path / "sizes", symlinks=True)
-    for k in (3, 4):
-        run(here, "dvc", "exp", "run", "--temp", "-S", f"{BY}={k}")
-    run(here, "pipeline.sweep.compare")
+    run(here, "dvc", "exp", "run", "--temp", "-S", f"{BY}=3")
+    said = run(here, "pipeline.sweep.compare").stdout
     assert (here / compare.RECONSTRUCTIONS_PATH).stat().st_size > 10_000
+    assert "the same test data at every size: reports/compare/index.html" in said
+    assert git(here, "check-ignore", str(compare.PAGE_PATH)).strip() == str(compare.PAGE_PATH)
+    assert "scikit-learn&#x27;s digits: what does the bottleneck size" in (here / compare.PAGE_PATH).read_text()
     table = pd.read_csv(here / compare.TABLE_PATH)
-    assert list(table["bottleneck_size"]) == [2, 3, 4]
+    assert list(table["bottleneck_size"]) == [2, 3]
     ours = {float(row.data.params[BY]): row.data.metrics["test/mse"] for row in rows(here)}
     assert dict(zip(table["bottleneck_size"], table["test_mse"], strict=True)) == pytest.approx(ours, rel=1e-5)
+
+
+def test_the_page_gets_the_tables_numbers(add_run: AddRun) -> None:
+    """Each size has mean ± std over its seeds, its lines, cells and runs; what is missing is None."""
+    for seed, mse in ((0, 0.01), (1, 0.03)):
+        add_run(2, seed, mse)
+    add_run(4, 0, 0.005, without=("test/pca_mse",))
+    curves_, _ = curves()
+    content = compare.page_content(curves_[0], summarise(curves_, BY), BY)
+    assert (content["select"], content["report"], content["data"]) == ("valid MSE", "test MSE", "scikit-learn's digits")
+    two, four = content["rows"]
+    assert (two["label"], two["value"], four["label"]) == ("k = 2", 2, "k = 4")
+    assert two["report"] == pytest.approx((0.02, 0.02 / 2**0.5))
+    assert two["select"] == pytest.approx((0.022, 0.022 / 2**0.5))
+    assert two["lines"]["PCA of the same size"] == pytest.approx(0.03)
+    assert two["cells"][content["headings"].index("test MSE")] == "0.02000 ± 0.01414"
+    assert len(two["runs"]) == 2
+    assert set(two["runs"].values()) == {None}
+    assert four["report"] == (0.005, None)
+    assert four["lines"]["PCA of the same size"] is None
+    json.dumps(content, allow_nan=False)
 
 
 N_RUNS = 1000
