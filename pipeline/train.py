@@ -20,6 +20,7 @@ from pipeline.autoencoder.trainer import (
     STATE_TYPES,
     Callback,
     EpochRecord,
+    FitResult,
     TrainingState,
     fit,
     make_deterministic,
@@ -54,29 +55,33 @@ def main() -> None:
     with training(
         params, str(device), n_epochs=params.train.n_epochs, n_examples=n_images, state_types=STATE_TYPES
     ) as run:
-        result = fit(model, train, valid, params.train, [run, HistoryFile()], run.state)
-        best = result.history[result.best_epoch - 1]
-
+        result = fit(model, train, valid, params.train, [run, LiveReports(n_parameters)], run.state)
+        write_reports(result, n_parameters)
         model.cpu().load_state_dict(result.weights)
         save_model(model, MODEL_PATH)
-        write_history(result.history)
-        metrics = {
-            "valid": {"best_mse": best.valid_mse, "best_epoch": result.best_epoch},
-            "model": {"n_parameters": n_parameters},
-        }
-        write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
-    print(f"best validation MSE {best.valid_mse:.5f} in epoch {result.best_epoch} of {params.train.n_epochs}")
+    best = result.history[result.best_epoch - 1]
+    print(f"best validation MSE {best.valid_mse:.5f} in epoch {best.epoch} of {params.train.n_epochs}")
 
 
-class HistoryFile(Callback):
-    """Rewrites HISTORY_PATH after each epoch, so that DVC's plots show a training while it runs."""
+class LiveReports(Callback):
+    """Writes the reports after each epoch, so that DVC shows a training while it runs."""
+
+    def __init__(self, n_parameters: int):
+        self._n_parameters = n_parameters
 
     def on_epoch(self, _record: EpochRecord, _seconds: float, state: TrainingState) -> None:
-        write_history(state.result.history)
+        write_reports(state.result, self._n_parameters)
 
 
-def write_history(history: list[EpochRecord]) -> None:
-    write_out(HISTORY_PATH, pd.DataFrame(map(asdict, history)).to_csv(index=False, float_format="%.9g"))
+def write_reports(result: FitResult, n_parameters: int) -> None:
+    """Write the history and the metrics of the epochs so far."""
+    write_out(HISTORY_PATH, pd.DataFrame(map(asdict, result.history)).to_csv(index=False, float_format="%.9g"))
+    best = result.history[result.best_epoch - 1]
+    metrics = {
+        "valid": {"best_mse": best.valid_mse, "best_epoch": best.epoch},
+        "model": {"n_parameters": n_parameters},
+    }
+    write_out(METRICS_PATH, json.dumps(metrics, indent=2) + "\n")
 
 
 def set_up(params: TrainParams) -> torch.device:

@@ -146,8 +146,8 @@ def wait_for_queue(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_dvc_plots_a_training_while_it_runs(workspace: Path) -> None:
-    """While `dvc repro` trains, `dvc plots` has the learning curve of the epochs so far."""
+def test_dvc_shows_a_training_while_it_runs(workspace: Path) -> None:
+    """While `dvc repro` trains, DVC has the learning curve and the metrics of the epochs so far."""
     write_params(small_params(train__n_epochs=2000), workspace)
     history = workspace / "reports/history.csv"
     history.unlink()
@@ -155,6 +155,7 @@ def test_dvc_plots_a_training_while_it_runs(workspace: Path) -> None:
     try:
         wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 3)
         shown = run(workspace, "dvc", "plots", "show", "reports/history.csv", "--json").stdout
+        metrics = run(workspace, "dvc", "metrics", "show", "--json").stdout
         assert dvc.poll() is None
     finally:
         os.killpg(dvc.pid, signal.SIGKILL)
@@ -163,3 +164,4 @@ def test_dvc_plots_a_training_while_it_runs(workspace: Path) -> None:
     epochs = {int(value["epoch"]) for value in plot["content"]["data"]["values"]}
     assert epochs == set(range(1, len(epochs) + 1))
     assert 3 <= len(epochs) < 2000
+    assert json.loads(metrics)[""]["data"]["reports/train.json"]["data"]["valid"]["best_epoch"] < 2000

@@ -84,7 +84,7 @@ def pack(head: dict[str, object], arrays: Sequence[np.ndarray]) -> str:
 
     Each part starts at a multiple of four bytes, so that JavaScript can read floats in place.
     """
-    text = json.dumps(head).encode()
+    text = json.dumps(head, allow_nan=False).encode()
     parts = [np.uint32(len(text)).tobytes(), text, *(np.ascontiguousarray(array).tobytes() for array in arrays)]
     content = b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
