@@ -8,7 +8,7 @@ experiments: setup ## the experiments side by side: parameters that differ, vali
 
 explore: setup ## the page on which to move through the latent space; evaluates the model first if it changed
 	@$(BIN)/python -m dvc repro --quiet evaluate
-	@echo 'open models/explorer.html in a browser'
+	@echo 'open file://$(CURDIR)/models/explorer.html'
 
 bench: setup ## speed, quality and what tracking and checkpoints cost, measured here (over two hours)
 	@for name in throughput cuda time_to_quality quality recipe growth overhead checkpoint tracking table; do \

@@ -22,6 +22,7 @@ from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import numbers
 from pipeline.core.git import file_at, git
 from pipeline.core.metrics import load_metrics, with_role
+from pipeline.core.repository import COMPARISON
 from pipeline.experiment import EXPERIMENT
 from pipeline.params import Params, load_params
 from pipeline.tracking import provenance, store
@@ -61,10 +62,13 @@ def print_results() -> None:
 def print_changes(params: Params, headline: list[str]) -> None:
     """Print what differs from the last commit, the metrics in `headline` included, and how to commit it.
 
-    Print nothing if nothing differs or git is missing.
+    Print nothing if git is missing.
     """
     try:
-        if not git(Path(), "status", "--porcelain", "--", *RESULTS):
+        # The files of `make compare` are not results of this run.
+        compared = git(Path(), "status", "--porcelain", "--", str(COMPARISON))
+        if not git(Path(), "status", "--porcelain", "--", *RESULTS, f":!{COMPARISON}"):
+            print("\nNo result differs from the last commit.")
             return
     except (OSError, PipelineError):
         return
@@ -79,7 +83,8 @@ def print_changes(params: Params, headline: list[str]) -> None:
     lines = [f"\n  {name:<22} {old} → {new}" for name, old, new in changes if old != new]
     code = [path for path in provenance.changed_code() or [] if path.startswith(("pipeline/", "dvc.yaml"))]
     print(f"\nChanged since the last commit{''.join(lines) or ': no parameter and no headline metric'}")
-    print(f"  to commit it: git add {' '.join(RESULTS + code)}")
+    without = [f"':!{COMPARISON}'"] if compared else []
+    print(f"  to commit it: git add {' '.join([*RESULTS, *code, *without])}")
 
 
 def metric_files() -> list[str]:

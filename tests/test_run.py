@@ -1,6 +1,7 @@
 """Test `make run` with and without a mirror."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_it_ends_with_what_changed_and_the_command_that_commits_it(toy: Path, tm
 def test_changed_code_belongs_to_the_commit_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The `git add` names the changed modules; the output notes if no parameter and no headline metric changed."""
     print_changes(load_params(), HEADLINE)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "\nNo result differs from the last commit.\n"
     history, module = Path("reports/history.csv"), Path("pipeline/autoencoder/pca.py")
     with edited(history, "epoch,", "epoch,,"), edited(module, '"""\n', '"""\n\n# changed'):
         print_changes(load_params(), HEADLINE)
@@ -88,6 +89,18 @@ def test_changed_code_belongs_to_the_commit_too(workspace: Path, capsys: pytest.
     with edited(Path("params.yaml"), "lr: 0.005", "lr: 0.01"):
         print_changes(load_params(), HEADLINE)
     assert capsys.readouterr().out.splitlines()[2].split() == ["train.lr", "0.005", "→", "0.01"]
+
+
+def test_a_comparison_does_not_belong_to_the_commit(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The `git add` leaves out what `make compare` wrote, because it replaces the committed study."""
+    with edited(Path("reports/compare/table.md"), "|", "||"):
+        print_changes(load_params(), HEADLINE)
+        assert capsys.readouterr().out == "\nNo result differs from the last commit.\n"
+        with edited(Path("reports/history.csv"), "epoch,", "epoch,,"):
+            print_changes(load_params(), HEADLINE)
+            command = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
+            git(workspace, *shlex.split(command)[1:])
+    assert git(workspace, "diff", "--staged", "--name-only").split() == ["reports/history.csv"]
 
 
 def test_an_unreadable_last_commit_does_not_stop_it(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,8 +95,9 @@ def traversals(
         moved[:, dimension] = np.linspace(low, high, n_steps)
         images = np.vstack([pixels[:1], decode(moved)])
         rows.append((f"dimension {dimension + 1}\n{shares[dimension]:+.0%}", images, None))
-    title = "The first test image, and one latent dimension at a time moved from its 1st to its 99th percentile"
-    return _image_grid(f"{title}\n(%: growth of the test MSE if the dimension is fixed) {context}", rows)
+    title = "One latent dimension at a time, from its 1st to its 99th percentile. Left: the test image."
+    order = "The most important dimension first, with the growth of the test MSE if it is fixed"
+    return _image_grid(f"{title}\n{order}\n{context}", rows)
 
 
 def learning_curves(context: str, history: "pd.DataFrame") -> Figure:

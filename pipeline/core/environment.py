@@ -1,11 +1,9 @@
 """reports/environment.json: the environment that produced the committed results."""
 
 import json
-from pathlib import Path
 
 from pipeline.core.files import write_out
-
-RECORD_PATH = Path("reports/environment.json")
+from pipeline.core.repository import RECORD_PATH
 
 
 def record(outs: dict[str, str], environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Find the main repository, also from DVC's temporary copies of it; and name two folders under its root."""
+"""Find the main repository, also from DVC's temporary copies of it; and name folders under its root."""
 
 from pathlib import Path
 
@@ -8,6 +8,10 @@ from pipeline.core.errors import PipelineError
 RAW_FOLDER = Path("data/raw")
 # Under the main repository's root: the checkpoints (core/checkpoint.py).
 CHECKPOINTS = ".checkpoints"
+# What `make compare` writes. It is in git, but it is not a result of the workspace's run.
+COMPARISON = Path("reports/compare")
+# The environment that made the committed results (core/environment.py). It is in git, but not a stage's output.
+RECORD_PATH = Path("reports/environment.json")
 
 
 def main_root(start: Path | None = None) -> Path:

@@ -21,6 +21,7 @@ import os
 import sys
 import tarfile
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from dvc.repo import Repo
 from pipeline.core.errors import EXIT_BUG, PipelineError, on_one_line, run_command
 from pipeline.core.git import HERE, blob, branch_point, bytes_at, commit_workspace, git, git_bytes, resolve
 from pipeline.core.metrics import METRICS_PATH, Metric, is_number, judged_by, parse_metrics, pattern_of
+from pipeline.core.repository import RECORD_PATH
 from pipeline.experiment import EXPERIMENT
 from pipeline.review.lock import frozen_stages, is_lock, out_of_date, with_descendants, without_links_to_outside
 from pipeline.review.report import FAILING, Change, MetricChange, Review, markdown, without_nan
@@ -74,7 +76,7 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     with Repo() as repo:
         params = changes(repo.params.diff(a_rev=base, b_rev=head), strict=not notes)
         metric_changes = changes(repo.metrics.diff(a_rev=base, b_rev=head), strict=not notes)
-    old, new = data_hashes(base_lock), data_hashes(head_lock)
+    old, new = (data_of(lock_outs(lock)) for lock in (base_lock, head_lock))
     other_data = {path: old.get(path) != new.get(path) for path in old | new}
     metrics = judge(metric_changes, parse_metrics(bytes_at(head, METRICS_PATH) or b""), other_data)
     if bytes_at(base, "dvc.yaml") is None:
@@ -95,6 +97,9 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
         # With the base's dvc.lock DVC reports the stages that this change made stale.
         (files / "dvc.lock").write_bytes(base_lock or b"schema: '2.0'\nstages: {}\n")
         stages = with_descendants(files, out_of_date(files, with_outs=False))
+    if others := reports_of_no_stage(base, head, {**lock_outs(base_lock), **lock_outs(head_lock)}):
+        listed = ", ".join(f"`{path}`" for path in others[:5]) + (f" and {len(others) - 5} more" * (len(others) > 5))
+        notes.append(f"Changed under reports/, but no stage writes them: {listed}.")
     if frozen:
         notes.append(f"Frozen stages, which `dvc repro` skips until `dvc unfreeze`: {', '.join(frozen)}.")
     declared = declared_figures(base) | declared_figures(head)
@@ -102,7 +107,7 @@ def compare(base: str, head: str, is_working_tree: bool = False) -> Review:
     # GitHub checks out a pull request's merge into the base. The working tree's commit is also a merge: of the index.
     parents = [] if is_working_tree else git(HERE, "rev-parse", f"{head}^@").split()
     merged = parents[1] if len(parents) == 2 and parents[0] == base else head
-    return Review(base, head, merged, params, metrics, stages, lock, figures, notes)
+    return Review(base, head, merged, params, metrics, stages, lock, figures, notes, is_working_tree)
 
 
 def changes(diff: dict[str, Any], strict: bool = True) -> list[Change]:
@@ -163,11 +168,21 @@ def judge(changed: list[Change], metrics: dict[str, Metric], other_data: dict[st
     return sorted(map(judged, changed), key=order)
 
 
-def data_hashes(lock: bytes) -> dict[str, str | None]:
-    """Return {path: hash} of the experiment's data in a dvc.lock."""
+def lock_outs(lock: bytes) -> dict[str, str | None]:
+    """Return {path: hash} of all outputs in a dvc.lock."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
-    outs = {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
+    return {out["path"]: out.get("md5") for stage in stages for out in stage.get("outs", [])}
+
+
+def data_of(outs: dict[str, str | None]) -> dict[str, str | None]:
+    """Return those outputs that are the experiment's data."""
     return {path: md5 for path, md5 in outs.items() if path.startswith(EXPERIMENT.data_folder)}
+
+
+def reports_of_no_stage(base: str, head: str, outs: Collection[str]) -> list[str]:
+    """Return the files under reports/ that differ between two commits and are not outputs."""
+    changed = git(HERE, "diff", "--name-only", "--no-renames", base, head, "--", "reports").splitlines()
+    return sorted({*changed} - {*outs, str(RECORD_PATH)})
 
 
 def declared_figures(commit: str) -> set[str]:

@@ -42,7 +42,8 @@ class Review:
     """The changes between two commits.
 
     `stages` (those that the change reruns) and `lock` (those that are out of date) map stages to reasons.
-    `merged` is the commit that `head` merges into `base`, as on a pull request; otherwise `head` itself.
+    `merged` is the commit that `head` merges into `base`, as on a pull request; otherwise `head` itself. If the working
+    tree is reviewed, `head` is a commit of its files that is on no branch.
     """
 
     base: str
@@ -54,6 +55,7 @@ class Review:
     lock: dict[str, list[str]]
     figures: list[str]
     notes: list[str]
+    is_working_tree: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -84,7 +86,8 @@ def markdown(review: Review, file_url: str | None) -> str:
     else:
         verdict = "✅ The change passes."
     relation = "against" if review.merged == review.head else "merged into"
-    parts = [f"## Review of `{review.merged[:10]}` {relation} `{review.base[:10]}`", verdict, *review.notes]
+    reviewed = "the working tree" if review.is_working_tree else f"`{review.merged[:10]}`"
+    parts = [f"## Review of {reviewed} {relation} `{review.base[:10]}`", verdict, *review.notes]
 
     parts.append("### Parameters")
     if review.params:
@@ -115,10 +118,10 @@ def markdown(review: Review, file_url: str | None) -> str:
 
     parts.append("### dvc.lock")
     if review.lock:
-        parts.append("It does not match the files that are committed with it:")
+        parts.append("It does not match the files next to it:")
         parts.append(bullets(review.lock))
     else:
-        parts.append("It matches the code, parameters and metrics that are committed with it.")
+        parts.append("It matches the code, parameters and metrics next to it.")
 
     parts.append("### Figures")
     if not review.figures:

@@ -9,6 +9,7 @@ edit after the start changes nothing. Exit code 1: some trials failed; all other
 """
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -80,6 +81,8 @@ def main() -> None:
                     failed = sweep(trials, snapshot, arguments.jobs or dvc_engine.default_jobs(trials), name)
     except Timeout:
         raise PipelineError("another sweep is running in this repository") from None
+    if store.is_on():
+        print(f"to compare the trials: make compare SWEEP={shlex.quote(name)}")
     if failed:
         print("\nfailed:", *(f"  {trial.name}: {trial.log}" for trial in failed), sep="\n", file=sys.stderr)
         sys.exit(1)

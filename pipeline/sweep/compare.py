@@ -14,8 +14,9 @@ import argparse
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -26,6 +27,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from pipeline.core.dvcfiles import md5s
 from pipeline.core.errors import PipelineError, run_command
 from pipeline.core.files import write_out
+from pipeline.core.git import git_or_none
 from pipeline.core.metrics import Metric, load_metrics, with_role
 from pipeline.core.params_file import short
 from pipeline.core.repository import main_root
@@ -41,6 +43,7 @@ from pipeline.sweep.curves import (
     find_runs,
     format_value,
     load_runs,
+    number_or_text,
     split_into_curves,
     summarise,
 )
@@ -82,7 +85,8 @@ def main() -> None:
     # DVC's plots cannot draw a column with a dot in its name.
     by_name = table.rename(columns={arguments.by: short(arguments.by)})
     write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
-    write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by))
+    changed = changed_parameters(curves[0], arguments.by)
+    write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by, changed))
     save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
     if not arguments.redraw and (EXPERIMENT.draw_models or EXPERIMENT.compare_page):
         from mlflow.exceptions import MlflowException
@@ -94,10 +98,30 @@ def main() -> None:
             print(f"the models are not shown: {error}")
     print(f"{sum(len(curve.runs) for curve in curves)} runs on {len(curves)} curve(s): {FOLDER}/\n")
     print(MARKDOWN_PATH.read_text())
+    if git_or_none("status", "--porcelain", "--untracked-files=no", "--", str(FOLDER)):
+        print(f"This replaced the committed comparison. To bring it back: git restore {FOLDER}")
 
 
-def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
-    """Format the table as Markdown, with notes on the data, hardware and versions of the runs."""
+def changed_parameters(curve: Curve, by: str) -> dict[str, str]:
+    """Return the parameters of a curve's runs that differ from params.yaml, without `by`, the seed and `evaluate`."""
+    runs = curve.runs
+    ours = load_params().flat()
+    names = [name for name in ours if name in runs and name not in (by, SEED) and not name.startswith("evaluate.")]
+    return {
+        name: format_value(runs[name].iloc[0])
+        for name in names
+        if format_value(runs[name].iloc[0]) != format_value(number_or_text(str(ours[name])))
+    }
+
+
+def as_markdown(
+    table: pd.DataFrame, curves: list[Curve], by: str, changed: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Format the table as Markdown, with notes on the data, hardware and versions of the runs.
+
+    Args:
+        changed: the parameters of the first curve that differ from params.yaml.
+    """
     metrics = load_metrics()
     (_, select), (_, report) = with_role("select", metrics), with_role("report", metrics)
     ranked = select.sign() * table[select.column]
@@ -121,6 +145,9 @@ def as_markdown(table: pd.DataFrame, curves: list[Curve], by: str) -> str:
         f"bold: the best of each curve), and report the {report.label}. {EXPERIMENT.comparison_note} "
         f"Trained on {trained_on or 'unknown hardware'}."
     )
+    if changed:
+        differing = ", ".join(f"`{name}={value}`" for name, value in changed.items())
+        notes += f" Unlike in params.yaml: {differing}."
     if (n_versions := runs["evaluation_code"].nunique()) > 1:
         notes += f" The runs were evaluated by {n_versions} versions of the code, so that test metrics may not compare."
     references = [

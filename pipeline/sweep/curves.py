@@ -10,13 +10,14 @@ import pandas as pd
 from pipeline.core.errors import PipelineError
 from pipeline.core.metrics import Metric, in_mlflow, load_metrics, with_role
 from pipeline.core.params_file import short
+from pipeline.core.repository import COMPARISON
 from pipeline.tracking.store import open_store, search_all
 from pipeline.tracking.tags import SWEEP_TAG, sweeps_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FOLDER = Path("reports/compare")
+FOLDER = COMPARISON
 RUNS_PATH = FOLDER / "runs.csv"
 SEED = "train.seed"
 # {tag: column} of what decides a result besides the parameters.

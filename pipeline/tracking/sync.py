@@ -77,7 +77,7 @@ def _sync() -> bool:
             add_lock(client, run, Path("dvc.lock").read_text())
             print(f"MLflow holds the workspace's run: {run.info.run_name}, {run.info.run_id}")
     if n_commits := add_experiment_commits(client, experiment_id):
-        print(f"added the commit of the DVC experiment to {n_commits} runs")
+        print(f"{n_commits} runs in MLflow now have the commit of their DVC experiment")
 
     failed = {journal: problem for journal in journals(root, store) if (problem := journal.problem()) is not None}
     for journal, (reason, _) in failed.items():

@@ -31,17 +31,21 @@ def test_full_disk_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> Non
 
 def test_a_reader_never_sees_half_a_file(tmp_dir: Path) -> None:
     """While a file is written again and again, every reader finds a whole content."""
+    path = tmp_dir / "file"
     contents = ["a" * 1_000_000, "b" * 1_000_000]
-    write_out(Path("file"), contents[0])
+    write_out(path, contents[0])
 
     def write_often() -> None:
         for content in contents * 50:
-            write_out(Path("file"), content)
+            write_out(path, content)
 
     writer = threading.Thread(target=write_often)
     writer.start()
-    while writer.is_alive():
-        assert Path("file").read_text() in contents
+    try:
+        while writer.is_alive():
+            assert path.read_text() in contents
+    finally:
+        writer.join()
 
 
 def test_read_only_folder_fails_with_one_line_that_names_the_file(tmp_dir: Path) -> None:

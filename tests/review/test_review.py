@@ -209,7 +209,7 @@ def test_only_the_prepared_splits_count_as_data() -> None:
     """A file of the same name outside the experiment's data folder does not count as its data."""
     outs = [{"path": f"data/{folder}/test.safetensors", "md5": folder} for folder in ("prepared", "augmented")]
     lock = json.dumps({"stages": {"all": {"outs": outs}}}).encode()
-    assert command.data_hashes(lock) == {"data/prepared/test.safetensors": "prepared"}
+    assert command.data_of(command.lock_outs(lock)) == {"data/prepared/test.safetensors": "prepared"}
 
 
 def test_metrics_must_be_in_git(scratch: Path, reviewed: Reviewer) -> None:
@@ -267,6 +267,23 @@ def test_files_that_only_look_like_the_pipelines(scratch: Path, reviewed: Review
     commit(scratch, "fixtures")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 0, text
+
+
+def test_reports_that_no_stage_writes_are_named(scratch: Path, reviewed: Reviewer) -> None:
+    """A changed comparison passes, with a note. So does the working tree, which is named as such."""
+    (scratch / "reports/compare").mkdir(parents=True)
+    (scratch / "reports/compare/table.md").write_text("another study\n")
+    (scratch / "reports/environment.json").write_text("{}\n")
+    code, text = reviewed("HEAD")
+    assert (code, text.splitlines()[0]) == (0, f"## Review of the working tree against `{head(scratch)[:10]}`")
+    commit(scratch, "another study")
+    code, text = reviewed("HEAD~1", "HEAD")
+    assert code == 0
+    assert "Changed under reports/, but no stage writes them: `reports/compare/table.md`." in text
+
+
+def head(folder: Path) -> str:
+    return git(folder, "rev-parse", "HEAD").strip()
 
 
 def test_each_metric_is_compared_on_its_own_split() -> None:
@@ -381,7 +398,7 @@ def test_results_that_this_code_did_not_produce_fail(
     change(scratch, file, old, new, repro=False)
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert f"It does not match the files that are committed with it:\n\n- {reason}" in text
+    assert f"It does not match the files next to it:\n\n- {reason}" in text
 
 
 FIGURE = "    plots:\n      - figure.png: {cache: false}\n"
@@ -456,7 +473,7 @@ def test_dvc_lock_must_list_what_dvc_yaml_declares(
     commit(scratch, "nothing was run")
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert "It does not match the files that are committed with it:\n\n- " + "\n- ".join(reasons) + "\n\n" in text
+    assert "It does not match the files next to it:\n\n- " + "\n- ".join(reasons) + "\n\n" in text
 
 
 def test_a_commit_without_dvc_lock(scratch: Path, reviewed: Reviewer) -> None:
@@ -489,7 +506,7 @@ def test_single_values_whole_files_and_nulls_of_parameters(scratch: Path, review
     change(scratch, "params.yaml", "width: 4", "width: 8", repro=False)
     code, text = reviewed("HEAD~1", "HEAD")
     assert code == 3
-    assert "with it:\n\n- **make**: `model.width` 4 → 8; `lr` 1 → 2; `sub.b` — → —\n" in text
+    assert "next to it:\n\n- **make**: `model.width` 4 → 8; `lr` 1 → 2; `sub.b` — → —\n" in text
 
 
 def test_a_forced_run_brings_dvc_lock_up_to_date(scratch: Path, reviewed: Reviewer) -> None:
@@ -515,7 +532,7 @@ def test_frozen_stages_are_checked_like_others(scratch: Path, reviewed: Reviewer
     change(scratch, "params.yaml", "width: 4", "width: 8")
     code, text = reviewed("HEAD~2", "HEAD")
     assert code == 3
-    assert "with it:\n\n- **make**: `model.width` 4 → 8\n- **measure**: `measure.py` modified\n" in text
+    assert "next to it:\n\n- **make**: `model.width` 4 → 8\n- **measure**: `measure.py` modified\n" in text
 
 
 def test_a_lock_without_hashes_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:

@@ -452,12 +452,28 @@ def test_the_ten_digits_at_every_size(project: Path, tmp_path: Path) -> None:
     said = run(here, "pipeline.sweep.compare").stdout
     assert (here / compare.RECONSTRUCTIONS_PATH).stat().st_size > 10_000
     assert "the same test data at every size: reports/compare/index.html" in said
+    assert said.endswith("This replaced the committed comparison. To bring it back: git restore reports/compare\n")
     assert git(here, "check-ignore", str(compare.PAGE_PATH)).strip() == str(compare.PAGE_PATH)
     assert "scikit-learn&#x27;s digits: what does the bottleneck size" in (here / compare.PAGE_PATH).read_text()
     table = pd.read_csv(here / compare.TABLE_PATH)
     assert list(table["bottleneck_size"]) == [2, 3]
     ours = {float(row.data.params[BY]): row.data.metrics["test/mse"] for row in rows(here)}
     assert dict(zip(table["bottleneck_size"], table["test_mse"], strict=True)) == pytest.approx(ours, rel=1e-5)
+
+
+def test_parameters_that_differ_from_params_yaml_are_noted(add_run: AddRun) -> None:
+    """Table's notes name them, because `main` may be the curve of another recipe."""
+    for k in (2, 4):
+        add_run(k, train__n_epochs=7, evaluate__manifold_size=9)
+    (curve,), _ = curves()
+    changed = compare.changed_parameters(curve, BY)
+    assert changed == {"train.n_epochs": "7"}
+    said = compare.as_markdown(summarise([curve], BY), [curve], BY, changed)
+    assert "Unlike in params.yaml: `train.n_epochs=7`." in said
+    for k in (2, 4):
+        add_run(k, train__n_epochs=small_params().train.n_epochs)
+    own = next(curve for curve in curves()[0] if compare.changed_parameters(curve, BY) == {})
+    assert "Unlike" not in compare.as_markdown(summarise([own], BY), [own], BY, {})
 
 
 def test_the_page_gets_the_tables_numbers(add_run: AddRun) -> None:
