@@ -1,13 +1,15 @@
 """Identify processes and check whether they still run, handle SIGTERM, check a server's port and wait for its start."""
 
 import errno
+import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -18,6 +20,8 @@ from pipeline.core.errors import PipelineError
 
 # How long a server may take to answer for the first time.
 START_SECONDS = 120
+# How long its open requests may take when it ends.
+STOP_SECONDS = 30
 
 
 def identity(pid: int | None = None) -> dict[str, str]:
@@ -90,6 +94,22 @@ def sigterm_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def sighup_as_exit() -> None:
+    """From now on a closed terminal raises SystemExit(129), except under nohup, which ignores it."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
+
+
+def stop_session(server: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads its own session, and kill what is left of the session after STOP_SECONDS."""
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def check_port(host: str, port: int, command: str) -> None:

@@ -12,7 +12,6 @@ import ipaddress
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -37,7 +36,6 @@ SHORTEST_PASSWORD = 12
 KNOWN_PASSWORD = "password1234"  # noqa: S105
 # While one worker answers a request, the other one serves waiting trainings.
 WORKERS = 2
-STOP_SECONDS = 30
 RECORD = "mlflow.json"  # identifies MLflow's process
 AUTH_CONFIG = """\
 [mlflow]
@@ -161,7 +159,7 @@ def mlflow_server(
             record.write_text(json.dumps(processes.identity(server.pid)))
             yield server
         finally:
-            stop(server)
+            processes.stop_session(server)
             record.unlink(missing_ok=True)
 
 
@@ -198,16 +196,6 @@ def stop_leftover(record: Path) -> None:
             process.kill()
         while not all(map(processes.is_gone, left.values())):
             time.sleep(0.05)  # they hold the port until they have ended
-
-
-def stop(server: "subprocess.Popen[bytes]") -> None:
-    """Stop the server and all its processes; kill them if requests hang."""
-    server.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        server.wait(STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def to_connect_to(host: str) -> str:

@@ -10,7 +10,6 @@ edit after the start changes nothing. Exit code 1: some trials failed; all other
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import chdir
@@ -64,8 +63,7 @@ def main() -> None:
     if "|" in name:
         raise PipelineError(f"--name must not contain |, which separates the names of a run's sweeps; got {name!r}")
 
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup sets SIG_IGN
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # the terminal was closed
+    processes.sighup_as_exit()
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(LOGS / "lock", timeout=0), processes.sigterm_as_exit():

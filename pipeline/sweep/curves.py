@@ -53,8 +53,11 @@ def find_runs(sweep: str | None) -> pd.DataFrame:
     reported = in_mlflow(with_role("report", metrics)[0])
     found = search_all(client, experiment_id, "attributes.status = 'FINISHED'")
     found = [run for run in found if reported in run.data.metrics]
+    known = sorted({name for run in found for name in sweeps_of(run.data.tags)})
     if sweep is not None:
         found = [run for run in found if sweep in sweeps_of(run.data.tags)]
+    if not found and sweep is not None and known:
+        raise PipelineError(f"no finished run is of the sweep {sweep!r}; there are {', '.join(map(repr, known))}")
     if not found:
         where = "" if sweep is None else f" and the tag sweep = {sweep!r}"
         raise PipelineError(

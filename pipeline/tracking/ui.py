@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pipeline.core.errors import PipelineError, run_command
-from pipeline.core.processes import check_port, sigterm_as_exit, wait_until_up
+from pipeline.core.processes import check_port, sighup_as_exit, sigterm_as_exit, stop_session, wait_until_up
 from pipeline.core.repository import main_root
 from pipeline.tracking import mlflow_app
 from pipeline.tracking.store import is_server, open_store, search_all, store_name, tracking_uri
@@ -48,14 +48,18 @@ def main() -> None:
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "with-token"]
     options += ["--uvicorn-opts", "--log-level warning"]  # a line for each request would hide the addresses
     with mlflow_app.python_path() as python_path, private_folder(root) as private:
+        # In its own session, because Ctrl-C would otherwise reach it too, and it would print a traceback.
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *options],
+            start_new_session=True,
             # The address may contain a password, and every user of the machine can read command lines.
             env=os.environ
             | python_path
-            | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_app.TOKEN: token},
+            | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_app.TOKEN: token}
+            | {"PYTHONWARNINGS": "ignore"},  # MLflow's own; they would hide the addresses
         )
         try:
+            sighup_as_exit()
             with sigterm_as_exit():
                 wait_until_up(server, f"http://{HOST}:{port}/health")
                 address = f"http://{HOST}:{port}/?token={token}"
@@ -72,8 +76,7 @@ def main() -> None:
         except KeyboardInterrupt:
             pass
         finally:
-            server.terminate()
-            server.wait()
+            stop_session(server)
 
 
 def private_folder(root: Path) -> TemporaryDirectory[str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -32,6 +33,7 @@ from tests.helpers import (
     random_split,
     run,
     small_params,
+    start,
     wait_until,
     write_results,
 )
@@ -149,6 +151,25 @@ def test_a_runs_page_has_the_explorer_and_the_experiment_its_description(page_an
     page.goto(re.findall(r"http://127\S+", text)[-1])
     expect(page.get_by_text("digits k=2 seed=0", exact=True)).to_be_visible(timeout=60_000)
     expect(page.get_by_text("Autoencoders for MNIST.")).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGHUP, 128 + signal.SIGHUP)])
+def test_ctrl_c_and_a_closed_terminal_end_it_without_a_traceback(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """The signal reaches the whole process group, as from a terminal; nothing is printed, and no server is left."""
+    (tmp_path / ".dvc").mkdir()
+    port = free_port()
+    ui = start(tmp_path, "pipeline.tracking.ui", "--port", str(port), PYTHONPATH=str(PROJECT))
+    assert ui.stdout is not None
+    assert any(line == "Ctrl-C ends it.\n" for line in ui.stdout)
+    os.killpg(ui.pid, number)
+    _, errors = ui.communicate(timeout=60)
+    assert ui.returncode == code
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def status(address: str) -> int:
