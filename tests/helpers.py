@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +232,12 @@ def write_results(folder: Path, params: Params) -> None:
 
 def files_with(text: str, *folders: Path) -> list[Path]:
     """Return the files under the folders that contain a text."""
-    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return [path for path in found if text.encode() in path.read_bytes()]
+    found = []
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        with suppress(FileNotFoundError):  # deleted or renamed a moment ago
+            if text.encode() in path.read_bytes():
+                found.append(path)
+    return found
 
 
 @contextmanager

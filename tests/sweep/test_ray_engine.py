@@ -310,7 +310,7 @@ def without_token(port: int) -> dict[str, str]:
         url = f"http://127.0.0.1:{port}/ray.rpc.{method}"
         # An empty message.
         done = subprocess.run(
-            ["curl", "-s", "-i", "-m", "5", *(grpc if method else []), url], input=b"\0" * 5, capture_output=True
+            ["curl", "-s", "-i", "-m", "15", *(grpc if method else []), url], input=b"\0" * 5, capture_output=True
         )
         status = re.search(rb"^grpc-status: (\d+)" if method else rb"^HTTP/1.1 (\d+)", done.stdout, re.MULTILINE)
         if status is not None and status[1] != b"12":  # not implemented
