@@ -215,7 +215,8 @@ def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> s
 def write_results(folder: Path, params: Params) -> None:
     """Write the files of a pipeline run to a repository. The small model is real, the rest is made up."""
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
-    shutil.copy(PROJECT / "dvc.yaml", folder)
+    for name in ("dvc.yaml", "metrics.yaml"):
+        shutil.copy(PROJECT / name, folder)
     write_params(params, folder)
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     for stage in ("train", "evaluate"):

@@ -45,10 +45,17 @@ def is_gone(tags: dict[str, str]) -> bool:
         return True
     try:
         process = psutil.Process(int(tags["process.pid"]))
-        # A zombie has ended; its parent has not read its exit status yet.
-        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != tags["process.started"]
+        return _has_ended(process) or _started(process) != tags["process.started"]
     except psutil.NoSuchProcess:
         return True
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended and its parent has not read its exit status yet.
+
+    If other threads are left when the first one ends, the process is a zombie too, but its files and ports are open.
+    """
+    return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
 
 def _place() -> dict[str, str]:

@@ -18,7 +18,7 @@ from pipeline.tracking.tags import JOURNAL_TAG, REPOSITORY_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Metric, Run
     from mlflow.models import Model
 
 # The time limit of a request that uploads a file.
@@ -59,7 +59,7 @@ def send(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Even
                 _send_start(client, journal, run_id, event)
             case "metrics":
                 new = [event for event in batch if event.get("step", math.inf) > journal.state()["last_step"]]
-                _send_metrics(client, run_id, new)
+                _send_metrics(client, journal, run_id, new)
             case "tags":
                 for name, value in event["values"].items():
                     client.set_tag(run_id, name, value)
@@ -116,19 +116,61 @@ def close_runs_of_dead_processes(client: "MlflowClient", newest: "Run", root: Pa
             client.set_terminated(run_id, "KILLED", last_heard)
 
 
-def _send_metrics(client: "MlflowClient", run_id: str, batch: list[Event]) -> None:
-    """Send metrics. Those without a step are sent only if their value changed."""
+def _send_metrics(client: "MlflowClient", journal: Journal, run_id: str, batch: list[Event]) -> None:
     from mlflow.entities import Metric
 
-    known = client.get_run(run_id).data.metrics if any("step" not in event for event in batch) else {}
     metrics = [
-        Metric(name, value, event["time"], event.get("step", 0))
+        Metric(name, value, event["time"], event["step"])
         for event in batch
+        if "step" in event
         for name, value in event["values"].items()
-        if "step" in event or known.get(name) != value
     ]
+    if of_run := [event for event in batch if "step" not in event]:
+        metrics += _metrics_of_run(client, journal, run_id, of_run)
     for first in range(0, len(metrics), METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics[first : first + METRICS_IN_A_BATCH])
+
+
+def _metrics_of_run(client: "MlflowClient", journal: Journal, run_id: str, events: list[Event]) -> "list[Metric]":
+    """Return the metrics without a step whose value is new, for the run and for its model.
+
+    `test/mse` belongs to the data set `test` among the run's inputs. A metric that starts with no data set's name
+    belongs to none.
+    """
+    from mlflow.entities import Metric
+
+    run = client.get_run(run_id)
+    model = _model_of(client, run)
+    newest = {metric.key: metric for metric in sorted(_metrics_of(model), key=lambda metric: metric.timestamp)}
+    known = run.data.metrics if model is None else {name: metric.value for name, metric in newest.items()}
+    inputs = (event["data_sets"] for event in journal.events() if event["kind"] == "inputs")
+    data_sets = {item["context"]: item for items in inputs for item in items}
+    metrics = {}
+    for event in events:
+        for name, value in event["values"].items():
+            data = data_sets.get(name.partition("/")[0], {})
+            # MLflow always refuses a model's second value with the same time, and shows the last one.
+            time = max(event["time"], newest[name].timestamp + 1) if name in newest else event["time"]
+            metrics[name] = Metric(
+                name,
+                value,
+                time,
+                0,
+                model_id=None if model is None else model.model_id,
+                dataset_name=data.get("name"),
+                dataset_digest=data.get("digest"),
+            )
+    return [metric for name, metric in metrics.items() if known.get(name) != metric.value]
+
+
+def _model_of(client: "MlflowClient", run: "Run") -> "LoggedModel | None":
+    """Return the run's model in MLflow's format, None if it has none or somebody deleted it."""
+    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return next(iter(found), None)
+
+
+def _metrics_of(model: "LoggedModel | None") -> "list[Metric]":
+    return (model.metrics if model is not None else None) or []
 
 
 def _send_inputs(client: "MlflowClient", run_id: str, event: Event) -> None:
@@ -165,8 +207,7 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
             return
         with journal.request_in_flight():
             run = client.get_run(run_id)
-            found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-            logged = next(iter(found), None) or client.create_logged_model(
+            logged = _model_of(client, run) or client.create_logged_model(
                 run.info.experiment_id, EXPERIMENT.model_name, run_id, params=run.data.params
             )
         description.model_id = logged.model_id
@@ -178,6 +219,9 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
             outputs = run.outputs.model_outputs if run.outputs else []
             if logged.model_id not in {output.model_id for output in outputs}:
                 client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        with journal.request_in_flight():
+            events = [event for event in journal.events() if event["kind"] == "metrics" and "step" not in event]
+            _send_metrics(client, journal, run_id, events)  # again, because now there is a model
 
 
 def _export(weights: Path, path: str, description: "Model") -> None:

@@ -264,8 +264,8 @@ def _append_training_outputs(journal: Journal, params: "Params", **replay: bool)
 
 
 def _append_evaluation(journal: Journal, params: "Params") -> None:
+    _append_inputs(journal, EXPERIMENT.evaluate, params)  # first, because the metrics refer to the data sets
     _append_outs(journal, EXPERIMENT.evaluate)
-    _append_inputs(journal, EXPERIMENT.evaluate, params)
     # This tag comes last, because it marks the evaluation as complete.
     journal.append({"kind": "tags", "values": {"evaluation.code": evaluation_code(), "evaluation": evaluation_hash()}})
 

@@ -7,19 +7,24 @@ contains a token. Without it the pages do not open, because other users of the m
 """
 
 import argparse
+import json
 import os
 import secrets
 import subprocess
 import sys
 import webbrowser
+import zlib
+from base64 import b64encode
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pipeline.core.errors import PipelineError, run_command
+from pipeline.core.metrics import in_mlflow, load_metrics, with_role
 from pipeline.core.processes import check_port, sighup_as_exit, sigterm_as_exit, stop_session, wait_until_up
 from pipeline.core.repository import main_root
+from pipeline.experiment import EXPERIMENT
 from pipeline.tracking import mlflow_app
 from pipeline.tracking.store import is_server, open_store, search_all, store_name, tracking_uri
 from pipeline.tracking.tags import sweeps_of
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HOST = "127.0.0.1"
+# The view of the table of runs that the last link opens.
+VIEW, VIEW_KEY = "Results", "results"
 
 
 def main() -> None:
@@ -89,16 +96,34 @@ def private_folder(root: Path) -> TemporaryDirectory[str]:
 def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
     """Return {title: address fragment}: charts of each sweep's runs, oldest first, then the table of runs."""
     # Without workflowType MLflow 3 opens its view for language models, which is empty here.
-    table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    runs = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     names: dict[str, None] = {}
     for run in search_all(client, experiment_id, "tags.sweep LIKE '%' AND attributes.status = 'FINISHED'"):
         names |= dict.fromkeys(sweeps_of(run.data.tags))
     charts = {
-        f"Sweep {name!r}": f"{table}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
+        f"Sweep {name!r}": f"{runs}&compareRunsMode=CHART&searchFilter={quote(condition(name))}"
         for name in reversed(names)
     }
+    view = f"viewStateShareKey={VIEW_KEY}" if save_view(client, experiment_id) else "searchFilter="
+    return charts | {"MLflow": f"{runs}&{view}"}
+
+
+def save_view(client: "MlflowClient", experiment_id: str) -> bool:
+    """Save the columns of the table of runs in MLflow's menu of views. Return whether this user may do so."""
+    from mlflow.exceptions import MlflowException
+
+    metrics, axis = load_metrics(), EXPERIMENT.default_axis
+    columns = [f"metrics.`{in_mlflow(with_role(role, metrics)[0])}`" for role in ("report", "select")]
+    columns += [f"params.`{name}`" for name in dict.fromkeys([axis, "train.seed"])]
     # The empty filter replaces a sweep's filter, which the page remembers.
-    return charts | {"MLflow": f"{table}&searchFilter="}
+    state = {"selectedColumns": columns, "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False}
+    packed = b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+    try:
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW_KEY}", json.dumps(view))
+    except MlflowException:
+        return False
+    return True
 
 
 def condition(sweep: str) -> str:

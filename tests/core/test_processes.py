@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import psutil
@@ -29,6 +31,28 @@ def test_who_is_gone() -> None:
     assert not processes.is_gone(me | {"process.machine": "a clone of this host", "process.boot": "another"})
     assert not processes.is_gone(me | {"process.namespace": "pid:[1]", "process.pid": "999999"})
     assert not processes.is_gone({})
+
+
+def test_a_process_with_a_thread_left_is_not_gone() -> None:
+    """While one thread lives, the process's files and ports stay open, even if its first thread has ended."""
+    code = """
+import ctypes, socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.PyDLL(None).pthread_exit(None)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    port = int(child.stdout.readline())
+    described = processes.identity(child.pid)
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    assert not processes.is_gone(described)
+    child.kill()
+    wait_until(lambda: processes.is_gone(described))
+    socket.create_server(("127.0.0.1", port)).close()
+    child.wait()
 
 
 def test_setting_the_clock_does_not_make_a_process_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 
 from pipeline.core import processes
 from pipeline.experiment import EXPERIMENT
@@ -71,9 +71,15 @@ def describe(client: MlflowClient, run: Run) -> dict[str, Any]:
             for name in run.data.metrics
         },
         "inputs": sorted((entry.dataset.name, entry.dataset.digest) for entry in inputs),
-        "models": [(str(model.status), model.name, model.params) for model in models],
+        "models": [(str(model.status), model.name, model.params, metrics_of(model)) for model in models],
         "files": files,
     }
+
+
+def metrics_of(model: LoggedModel) -> list[tuple[str, float, int, str | None, str | None]]:
+    """Return what a model's page shows of its metrics, oldest first."""
+    entries = sorted(model.metrics or [], key=lambda metric: (metric.timestamp, metric.key))
+    return [(each.key, each.value, each.timestamp, each.dataset_name, each.dataset_digest) for each in entries]
 
 
 @pytest.fixture
@@ -102,7 +108,9 @@ def test_run_has_the_times_of_its_events(results: Path, store: str) -> None:
     assert 0 <= time.time() - end["time"] / 1000 < 600
     epochs = [event for event in events if event.get("step") == 2 and not event.get("replay")]
     assert row["points"]["valid/mse"][-1] == (2, epochs[0]["time"], 0.1)
-    assert row["models"] == [("READY", "autoencoder", row["params"])]
+    ((status, name, params, metrics),) = row["models"]
+    assert (status, name, params) == ("READY", "autoencoder", row["params"])
+    assert [value for name, value, *_ in metrics if name == "test/mse"] == [0.04]
 
 
 def test_delivery_interrupted_anywhere_gives_the_same_run(
@@ -131,6 +139,59 @@ def test_delivery_interrupted_anywhere_gives_the_same_run(
                 break
     assert counts["deaths"] > 10
     assert content(store) == undisturbed
+
+
+@pytest.mark.parametrize("first", ["a training", "an evaluation"])
+def test_a_model_has_the_metrics_of_its_run_with_their_data(results: Path, store: str, first: str) -> None:
+    """A run's numbers are on its model's page, once, with the data set that their name begins with."""
+    Path("data/prepared").mkdir(parents=True)
+    for name in ("train", "valid", "test"):
+        Path(f"data/prepared/{name}.safetensors").write_text(name)
+    Path("reports/train.json").write_text('{"valid": {"best_mse": 0.05}, "model": {"n_parameters": 7}}')
+    if first == "a training":
+        train_and_evaluate()
+    else:
+        runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    (row,) = content(store)
+    inputs = {name.partition("-")[2]: (name, digest) for name, digest in row["inputs"]}
+    ((*_, metrics),) = row["models"]
+    assert sorted((name, value, *data) for name, value, _, *data in metrics) == [
+        ("model/n_parameters", 7, None, None),
+        ("test/mse", 0.04, *inputs["test"]),
+        ("valid/best_mse", 0.05, *inputs["valid"]),
+    ]
+    for name, value, time_ms, *_ in metrics:
+        assert row["points"][name] == [(0, time_ms, value)]
+
+
+def test_an_evaluation_by_a_clock_that_stands_is_delivered(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a clock stands still or runs backwards, the model and its run still show the newest value."""
+    for time_ms, mse in ((5_000, 0.04), (5_000, 0.03), (4_000, 0.02)):
+        monkeypatch.setattr("pipeline.tracking.journal.now_ms", lambda time_ms=time_ms: time_ms)
+        Path("reports/evaluate.json").write_text(json.dumps({"test": {"mse": mse}}))
+        runs.log_evaluation(PARAMS)
+        assert delivery.deliver_all(results) == []
+    (row,) = content(store)
+    ((*_, metrics),) = row["models"]
+    assert [value for name, value, *_ in metrics if name == "test/mse"] == [0.04, 0.03, 0.02]
+    assert stored(store)[0].data.metrics["test/mse"] == 0.02
+
+
+def test_a_deleted_model_does_not_block_its_runs_metrics(results: Path, store: str) -> None:
+    """If somebody deleted the model in MLflow, the run gets a new evaluation all the same."""
+    train_and_evaluate()
+    assert delivery.deliver_all(results) == []
+    client = MlflowClient(store)
+    (row,) = stored(store)
+    assert row.outputs is not None
+    client.delete_logged_model(row.outputs.model_outputs[0].model_id)
+    Path("reports/evaluate.json").write_text('{"test": {"mse": 0.03}}')
+    runs.log_evaluation(PARAMS)
+    assert delivery.deliver_all(results) == []
+    assert stored(store)[0].data.metrics["test/mse"] == 0.03
 
 
 def test_an_evaluation_does_not_overtake_its_training(

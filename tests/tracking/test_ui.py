@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from playwright.sync_api import Page, expect, sync_playwright
 
 from pipeline.autoencoder.explorer import explorer
@@ -63,6 +66,8 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
+    Path("data/prepared").mkdir(parents=True)
+    Path("data/prepared/test.safetensors").write_text("made up")
     for size in SIZES:
         log_row(tmp_dir, small_params(model__bottleneck_size=size))
     assert delivery.deliver_all(tmp_dir) == []
@@ -95,8 +100,9 @@ def page_and_text(tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
 def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> None:
     """The last link opens the table of all runs; each other link shows a sweep's runs as bar charts of the test MSE.
 
-    Selected runs are compared with parallel coordinates, a scatter plot, and a table of test MSE and size. The token
-    in the links is required, and MLflow's assistant is blocked.
+    The table has columns for the test MSE and the bottleneck size. Selected runs are compared with parallel
+    coordinates, a scatter plot, and a table of test MSE and size. The token in the links is required, and MLflow's
+    assistant is blocked.
     """
     page, text = page_and_text
     assert re.findall(r"^(.*) is at http", text, re.MULTILINE) == ['Sweep "bob\'s sizes"', "Sweep 'another'", "MLflow"]
@@ -116,6 +122,10 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
     page.goto(table)
     for size in SIZES:
         expect(page.get_by_text(f"digits k={size} seed=0", exact=True)).to_be_visible(timeout=60_000)
+    for column in ("test/mse", "valid/best_mse", "model.bottleneck_size", "train.seed"):
+        expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
+    cells = [cell.inner_text() for cell in page.get_by_role("gridcell").all()]
+    assert {f"{made_up_mse(size):.3f}" for size in SIZES} <= set(cells)
     page.get_by_role("checkbox").first.click()  # all rows
     page.get_by_role("button", name="Compare").first.click()
     expect(page.get_by_text(f"Comparing {len(SIZES)} Runs")).to_be_visible(timeout=60_000)
@@ -132,8 +142,8 @@ def test_the_links_show_runs_that_compare(page_and_text: tuple[Page, str]) -> No
 
 
 @pytest.mark.slow
-def test_a_runs_page_has_the_explorer_and_the_experiment_its_description(page_and_text: tuple[Page, str]) -> None:
-    """In MLflow's viewer of artifacts the explorer starts and decodes. The table of runs has the description."""
+def test_mlflows_pages_have_explorer_description_and_models(page_and_text: tuple[Page, str]) -> None:
+    """In MLflow's viewer the explorer decodes. The runs have a description, the models the test MSE and its data."""
     page, text = page_and_text
     client, experiment_id = open_store()
     run_id = client.search_runs([experiment_id])[0].info.run_id
@@ -152,6 +162,26 @@ def test_a_runs_page_has_the_explorer_and_the_experiment_its_description(page_an
     expect(page.get_by_text("digits k=2 seed=0", exact=True)).to_be_visible(timeout=60_000)
     expect(page.get_by_text("Autoencoders for MNIST.")).to_be_visible(timeout=20_000)
 
+    page.goto(f"{address}#/experiments/{experiment_id}/models?workflowType=machine_learning")
+    expect(page.get_by_role("columnheader", name="test/mse")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("columnheader", name="Dataset: digits-test")).to_be_visible()
+    cells = [cell.inner_text() for cell in page.get_by_role("gridcell").all()]
+    assert {f"{made_up_mse(size):.3f}" for size in SIZES} <= set(cells)
+
+
+def test_a_user_who_may_only_read_gets_the_table_without_its_view(
+    results: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the store does not let this user save the view, the link opens MLflow's own table."""
+    client, experiment_id = open_store()
+    assert "viewStateShareKey" in ui.links(client, experiment_id)["MLflow"]
+
+    def refusing(*_: str) -> None:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(client, "set_experiment_tag", refusing)
+    assert ui.links(client, experiment_id)["MLflow"].endswith("/runs?workflowType=machine_learning&searchFilter=")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGHUP, 128 + signal.SIGHUP)])
@@ -160,6 +190,7 @@ def test_ctrl_c_and_a_closed_terminal_end_it_without_a_traceback(
 ) -> None:
     """The signal reaches the whole process group, as from a terminal; nothing is printed, and no server is left."""
     (tmp_path / ".dvc").mkdir()
+    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     port = free_port()
     ui = start(tmp_path, "pipeline.tracking.ui", "--port", str(port), PYTHONPATH=str(PROJECT))
     assert ui.stdout is not None
@@ -210,6 +241,7 @@ def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None
 def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
     """A tracking server that does not answer gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
+    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     address = f"http://127.0.0.1:{free_port()}"
     done = run(tmp_path, "pipeline.tracking.ui", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
     assert done.returncode == 2
@@ -221,6 +253,7 @@ def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """If the port is in use, the error suggests another one."""
     (tmp_path / ".dvc").mkdir()
+    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -234,6 +267,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
 def test_invalid_port_is_an_error(tmp_path: Path) -> None:
     """A port above 65535 gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
+    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     done = run(tmp_path, "pipeline.tracking.ui", "--port", "70000", ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot listen on 127.0.0.1, port 70000:")
