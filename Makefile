@@ -77,7 +77,7 @@ review: setup ## what a change does, against BASE=origin/main (0: fine, 2: not)
 
 TWO_AT_A_TIME = --numprocesses 2 --dist worksteal
 
-test: setup-dev ## the fast tests (about a quarter of an hour on two cores)
+test: setup-dev ## the fast tests
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not slow'
 
 test-all: setup-dev ## all tests

@@ -31,6 +31,7 @@ MACHINERY = (
     ".gitignore",
     "LICENSE",
     "Makefile",
+    "tests/test_dvc_yaml.py",
     *(f"requirements{part}.{kind}" for part in ("", "-cluster", "-dev", "-review") for kind in ("in", "txt")),
 )
 

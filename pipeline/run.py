@@ -2,8 +2,8 @@
 
     python -m pipeline.run
 
-It is `dvc repro` with five additions. The experiment may choose another command; this one does if no MNIST mirror can
-be reached. Afterwards MLflow has a run for the results, even if DVC restored them from its cache
+It is `dvc repro` with five additions. The experiment may choose another command, for example if its data cannot be
+reached. Afterwards MLflow has a run for the results, even if DVC restored them from its cache
 (`pipeline.tracking.sync`). Lock files that a killed DVC left half written do not stop it. DVC's hints on git and
 remotes are not shown. At the end it prints what changed since the last commit, and the `git add` for parameters,
 results and the pipeline's code.

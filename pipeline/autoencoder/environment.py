@@ -3,7 +3,8 @@
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
+
+from pipeline.core.environment import cpu_name
 
 # With these variables a user changes how the libraries compute. `DNNL_…` is oneDNN's older name for `ONEDNN_…`.
 VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
@@ -27,10 +28,3 @@ def fingerprint(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         **{name: os.environ[name] for name in variables if name in os.environ},
     }
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,6 +1,8 @@
 """reports/environment.json: the environment that produced the committed results."""
 
 import json
+import platform
+from pathlib import Path
 
 from pipeline.core.files import write_out
 from pipeline.core.repository import RECORD_PATH
@@ -27,3 +29,11 @@ def recorded() -> dict[str, dict[str, str]]:
         return {"outs": dict(content["outs"]), "environment": dict(content["environment"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {"outs": {}, "environment": {}}
+
+
+def cpu_name() -> str:
+    """Return the processor's name, for example `AMD EPYC 9V74`, or at least its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.dvcfiles import declared
+from pipeline.core.errors import PipelineError
+from pipeline.core.metrics import load_metrics, with_role
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
@@ -38,6 +42,7 @@ class Experiment:
     # The parts that start every run's name, by parameter; an empty part is omitted.
     run_name: Callable[[Any], dict[str, str]]
     # {name: value} that distinguish two trainings besides parameters, data and code: versions, hardware, the device.
+    # `device`, `hardware`, `threads`, `precision` and `torch` also keep runs apart in `make compare`.
     environment: Callable[[Any, str], dict[str, str]]
     # Load the model from a file; return two example inputs: two, so that the exported batch size stays variable.
     load_model: Callable[[str], "nn.Module"]
@@ -45,8 +50,8 @@ class Experiment:
     # A one-line summary of a run's results, read from its output files.
     summary: Callable[[], str]
 
-    # The parameter that names the data set, its value, and its title in figures.
-    data_parameter: str = "data.dataset"
+    # The parameter that names the data set (None: there is only one), its value, and its title in figures.
+    data_parameter: str | None = "data.dataset"
     data_name: Callable[[Any], str] = lambda params: str(params.data.dataset)
     data_title: Callable[[str], str] = str
     # A notice about the data that a run prints.
@@ -62,7 +67,8 @@ class Experiment:
     # Axis labels and short symbols of parameters whose own name is not suitable.
     axis_labels: Mapping[str, str] = field(default_factory=dict)
     symbols: Mapping[str, str] = field(default_factory=dict)
-    # The unit of the metrics in the figure of `make compare`, and a note for its table.
+    # The quantity and unit of both metrics with a role, for the figure of `make compare`. If they are two quantities,
+    # leave it empty: each panel then has its own axis and its metric's label. And a note for the table.
     metric_label: str = ""
     comparison_note: str = ""
     # Draw a second figure of `make compare` from a curve's models, by label.
@@ -79,3 +85,23 @@ class Experiment:
         """
         valid = str(PurePosixPath(self.test_path).with_stem("valid"))
         return valid if metric.startswith("valid.") and valid in data else self.test_path
+
+    def check(self, parameters: Collection[str]) -> None:
+        """Check the form against params.yaml's parameters, dvc.yaml and metrics.yaml.
+
+        Raises:
+            PipelineError: one of them lacks what the form names or the pipeline needs.
+        """
+        needed = ["train.seed", "train.device", "train.threads", *filter(None, [self.data_parameter])]
+        if missing := [name for name in needed if name not in parameters]:
+            hint = " or set `data_parameter` to None" if missing == [self.data_parameter] else ""
+            raise PipelineError(f"pipeline/params.py has no {', '.join(missing)}: add it{hint} (pipeline/core/form.py)")
+        outs = declared(self.train)["outs"]
+        if missing := [path for path in (self.model_path, self.history_path) if path not in outs]:
+            names = ", ".join(missing)
+            raise PipelineError(
+                f"pipeline/experiment.py names {names}, which is not an output of {self.train} in dvc.yaml"
+            )
+        metrics = load_metrics()
+        for role in ("select", "report"):
+            with_role(role, metrics)

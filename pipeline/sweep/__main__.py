@@ -24,6 +24,7 @@ from pipeline.core.errors import EXIT_BUG, PipelineError, run_command
 from pipeline.core.metrics import load_metrics, with_role
 from pipeline.core.repository import main_root
 from pipeline.experiment import EXPERIMENT
+from pipeline.params import load_params
 from pipeline.sweep import dvc_engine, ray_engine
 from pipeline.sweep.grid import LOGS, Trial, default_name, make_trials, parse_grid, shared_stages
 from pipeline.tracking import fingerprints, store
@@ -70,9 +71,8 @@ def main() -> None:
             repair_truncated_locks(Path())
             with dvc_engine.copies(main_root(), 1) as (snapshot,):
                 with chdir(snapshot):
+                    EXPERIMENT.check(load_params().flat())  # fail now, not when the first trial ends
                     trials = make_trials(grid)
-                    for role in ("select", "report"):
-                        with_role(role, load_metrics())  # fail now, not when the first trial ends
                 if arguments.engine == "ray":
                     failed = sweep_on_ray(trials, snapshot, arguments.jobs, name, arguments.address)
                 else:

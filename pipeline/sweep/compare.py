@@ -3,11 +3,11 @@
     python -m pipeline.sweep.compare [--by PARAMETER] [--sweep NAME] [--redraw]
 
 Reads MLflow's store and writes to reports/compare/: runs.csv with a line for every run that is used, table.csv and
-table.md, test_mse.png, and, if the weights are in the store, reconstructions.png and the page index.html, which git
-ignores. --redraw makes the table and test_mse.png from runs.csv, without a store. The runs of a curve differ only in
-the parameter, the seed and `evaluate`. They share the code of the training and of the stages before it, all other
-parameters including `data`, and the environment (processor, torch, threads, the precision that `auto` chose). Excluded
-runs are listed. If different versions of the code evaluated the runs, the table notes it.
+table.md, a figure named after the metric to report, and, if the weights are in the store, reconstructions.png and the
+page index.html, which git ignores. --redraw makes the table and that figure from runs.csv, without a store. The runs of
+a curve differ only in the parameter, the seed and `evaluate`. They share the code of the training and of the stages
+before it, all other parameters including `data`, and the environment (processor, torch, threads, the precision that
+`auto` chose). Excluded runs are listed. If different versions of the code evaluated the runs, the table notes it.
 """
 
 import argparse
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 TABLE_PATH = FOLDER / "table.csv"
 MARKDOWN_PATH = FOLDER / "table.md"
-FIGURE_PATH = FOLDER / "test_mse.png"
 RECONSTRUCTIONS_PATH = FOLDER / "reconstructions.png"
 PAGE_PATH = FOLDER / "index.html"
 COLORS = matplotlib.color_sequences["petroff10"]
@@ -87,7 +86,8 @@ def main() -> None:
     write_out(TABLE_PATH, by_name.to_csv(index=False, float_format="%.6g"))
     changed = changed_parameters(curves[0], arguments.by)
     write_out(MARKDOWN_PATH, as_markdown(table, curves, arguments.by, changed))
-    save_figure(draw_mse(table, curves, arguments.by), FIGURE_PATH)
+    reported = with_role("report", load_metrics())[1].column
+    save_figure(draw_metrics(table, curves, arguments.by), FOLDER / f"{reported}.png")
     if not arguments.redraw and (EXPERIMENT.draw_models or EXPERIMENT.compare_page):
         from mlflow.exceptions import MlflowException
 
@@ -139,12 +139,17 @@ def as_markdown(
         lines.append("| " + " | ".join([*label, format_value(row[by]), str(row["n_seeds"]), *cells]) + " |")
     runs = pd.concat([curve.runs for curve in curves])
     machines = runs[["hardware", "threads", "torch"]].drop_duplicates().dropna()
-    trained_on = "; ".join(f"{row.hardware}, {row.threads} threads, torch {row.torch}" for row in machines.itertuples())
-    notes = (
-        f"Mean ± sample standard deviation over training seeds, on {data_of(runs)}. Choose by the {select.label} (in "
-        f"bold: the best of each curve), and report the {report.label}. {EXPERIMENT.comparison_note} "
-        f"Trained on {trained_on or 'unknown hardware'}."
+    trained_on = "; ".join(
+        f"{row.hardware}, {row.threads} thread{'' if str(row.threads) == '1' else 's'}, torch {row.torch}"
+        for row in machines.itertuples()
     )
+    sentences = [
+        f"Mean ± sample standard deviation over training seeds, on {data_of(runs)}.",
+        f"Choose by the {select.label} (in bold: the best of each curve), and report the {report.label}.",
+        EXPERIMENT.comparison_note,
+        f"Trained on {trained_on or 'unknown hardware'}.",
+    ]
+    notes = " ".join(filter(None, sentences))
     if changed:
         differing = ", ".join(f"`{name}={value}`" for name, value in changed.items())
         notes += f" Unlike in params.yaml: {differing}."
@@ -179,7 +184,9 @@ def mean_and_std(row: dict[Any, Any], metric: Metric) -> str:
 
 def data_of(runs: pd.DataFrame) -> str:
     """Return the titles of the data sets that the runs were trained on."""
-    return ", ".join(map(EXPERIMENT.data_title, runs[EXPERIMENT.data_parameter].unique()))
+    parameter = EXPERIMENT.data_parameter
+    names = [EXPERIMENT.data_name(load_params())] if parameter is None else runs[parameter].unique()
+    return ", ".join(map(EXPERIMENT.data_title, names))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -194,15 +201,17 @@ def format_number(value: Any, form: str) -> str:
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
-def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
+def draw_metrics(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
     """Plot two panels against `by`: the metric that selects, and the one to report with the reference lines.
 
-    The axes are logarithmic if the values allow it.
+    The axes are logarithmic if the values allow it. Both panels have the same unit, `EXPERIMENT.metric_label`, or each
+    has its own.
     """
     metrics = load_metrics()
     roles = [with_role(role, metrics)[1] for role in ("select", "report")]
     figure = Figure(figsize=(11, 5.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    one_unit = bool(EXPERIMENT.metric_label)
+    panels = figure.subplots(1, 2, sharex=True, sharey=one_unit)
     values = table[by].drop_duplicates().tolist()
     is_number = all(isinstance(value, int | float) for value in values)
     places: Callable[[Any], Any] = (lambda value: value) if is_number else values.index
@@ -226,18 +235,21 @@ def draw_mse(table: pd.DataFrame, curves: list[Curve], by: str) -> Figure:
             continue  # the curves differ in it, so that no single line is true of all
         lines = table.drop_duplicates(by).sort_values(by)
         test.plot([places(value) for value in lines[by]], lines[column], style, color="0.35", label=name)
-    if (table[[str(metric.column) for metric in roles]] > 0).all(axis=None):
-        test.set_yscale("log")
-    test.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    test.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    test.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    for ax, metric in zip(panels, roles, strict=True):
+        columns = [str(each.column) for each in (roles if one_unit else [metric])]
+        if (table[columns] > 0).all(axis=None):
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            ax.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        if ax is valid or not one_unit:
+            ax.set_ylabel(EXPERIMENT.metric_label or str(metric.label), fontsize=12)
     if is_number and min(values) > 0 and max(values) >= 4 * min(values):
         test.set_xscale("log", base=2)
     test.set_xticks([places(value) for value in values], [format_value(value) for value in values])
     test.xaxis.set_minor_locator(NullLocator())
     valid.set_title("validation: choose by it", fontsize=12)
     test.set_title("test: report it", fontsize=12)
-    valid.set_ylabel(EXPERIMENT.metric_label, fontsize=12)
     figure.supxlabel(EXPERIMENT.axis_labels.get(by, by), fontsize=12)
     for ax in panels:
         ax.tick_params(which="both", labelsize=11)

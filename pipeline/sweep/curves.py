@@ -176,7 +176,8 @@ def split_into_curves(runs: pd.DataFrame, by: str, params: dict[str, Any]) -> tu
             curves.append(Curve(label, differs, group.sort_values([by, SEED]).reset_index(drop=True)))
         else:
             values = ", ".join(sorted(map(format_value, group[by].unique())))
-            left_out.append(f"{len(group)} run(s), {by} {values}: {differs}")
+            too_few = "; a curve needs two values" if group[by].nunique() == 1 else ""
+            left_out.append(f"{len(group)} run(s), {by} {values}: {differs}{too_few}")
     return curves, left_out
 
 

@@ -70,7 +70,11 @@ def training(
         n_examples: the number of examples per epoch.
         state_types: the classes in the loop's state other than tensors, dicts, lists, numbers and strings. Loading a
             state refuses all other classes.
+
+    Raises:
+        PipelineError: the form does not fit the parameters, dvc.yaml or metrics.yaml.
     """
+    EXPERIMENT.check(params.flat())
     checkpoint = Checkpointer(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())
     with checkpoint.locked():
         saved = checkpoint.load()

@@ -109,19 +109,22 @@ def links(client: "MlflowClient", experiment_id: str) -> dict[str, str]:
 
 
 def save_view(client: "MlflowClient", experiment_id: str) -> bool:
-    """Save the columns of the table of runs in MLflow's menu of views. Return whether this user may do so."""
+    """Save the columns of the table of runs in MLflow's menu of views. Return False if that is not possible.
+
+    The user may have no permission, and metrics.yaml, which names the columns, may be damaged.
+    """
     from mlflow.exceptions import MlflowException
 
-    metrics, axis = load_metrics(), EXPERIMENT.default_axis
-    columns = [f"metrics.`{in_mlflow(with_role(role, metrics)[0])}`" for role in ("report", "select")]
-    columns += [f"params.`{name}`" for name in dict.fromkeys([axis, "train.seed"])]
-    # The empty filter replaces a sweep's filter, which the page remembers.
-    state = {"selectedColumns": columns, "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False}
-    packed = b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
     try:
+        metrics = load_metrics()
+        columns = [f"metrics.`{in_mlflow(with_role(role, metrics)[0])}`" for role in ("report", "select")]
+        columns += [f"params.`{name}`" for name in dict.fromkeys([EXPERIMENT.default_axis, "train.seed"])]
+        # The empty filter replaces a sweep's filter, which the page remembers.
+        state = {"selectedColumns": columns, "searchFilter": "", "orderByKey": "attributes.start_time"}
+        packed = b64encode(zlib.compress(json.dumps(state | {"orderByAsc": False}).encode())).decode()
+        view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW_KEY}", json.dumps(view))
-    except MlflowException:
+    except (MlflowException, PipelineError):
         return False
     return True
 

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.metrics import METRICS_PATH
+from pipeline.experiment import EXPERIMENT
 from pipeline.sweep import compare
 from pipeline.sweep.curves import FOLDER, RUNS_PATH, Curve, find_runs, load_runs, split_into_curves, summarise
 from pipeline.tracking.store import open_store
@@ -143,8 +145,8 @@ def test_only_comparable_runs_are_on_one_curve(add_run: AddRun) -> None:
         ("code bbbbbb", [2, 4]),
         ("n_epochs=7", [2, 4]),
     ]
-    assert left_out == [f"1 run(s), {BY} 4: code dddddd; train_ratio=0.5"]
-    figure = compare.draw_mse(summarise(found, BY), found, BY)
+    assert left_out == [f"1 run(s), {BY} 4: code dddddd; train_ratio=0.5; a curve needs two values"]
+    figure = compare.draw_metrics(summarise(found, BY), found, BY)
     names = figure.axes[1].get_legend_handles_labels()[1]
     assert {"autoencoder", "autoencoder, code cccccc", "autoencoder, n_epochs=7"} <= set(names)
 
@@ -245,7 +247,7 @@ def test_the_figure_draws_validation_and_test(add_run: AddRun) -> None:
     for k, seed, valid_mse, mse in ((2, 0, 0.04, 0.05), (2, 1, 0.06, 0.09), (4, 0, 0.02, 0.03)):
         add_run(k, seed, mse, valid_mse=valid_mse)
     found, _ = curves()
-    valid, test = compare.draw_mse(summarise(found, BY), found, BY).axes
+    valid, test = compare.draw_metrics(summarise(found, BY), found, BY).axes
     (deviation_of_valid,), (deviation_of_test,) = (
         [line for line in ax.collections if isinstance(line, LineCollection)] for ax in (valid, test)
     )
@@ -261,6 +263,35 @@ def test_the_figure_draws_validation_and_test(add_run: AddRun) -> None:
     assert "mean image" not in {line.get_label() for line in valid.lines}
 
 
+def test_two_quantities_have_two_axes(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the form names no common unit, each panel has its metric's label and its own scale."""
+    for k, mse in ((2, 0.05), (4, 50.0)):
+        add_run(k, 0, mse, valid_mse=0.01 * k)
+    found, _ = curves()
+    one = compare.draw_metrics(summarise(found, BY), found, BY).axes
+    assert one[0].get_ylim() == one[1].get_ylim()
+    assert [ax.get_ylabel() for ax in one] == [EXPERIMENT.metric_label, ""]
+    monkeypatch.setattr(compare, "EXPERIMENT", replace(EXPERIMENT, metric_label=""))
+    two = compare.draw_metrics(summarise(found, BY), found, BY).axes
+    assert two[0].get_ylim()[1] < 1 < 50 < two[1].get_ylim()[1]
+    assert [ax.get_ylabel() for ax in two] == ["valid MSE", "test MSE"]
+
+
+def test_an_experiment_with_one_data_set_needs_no_parameter_for_it(
+    add_run: AddRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `data_parameter` the table and the figure have the title of `data_name`."""
+    add_run(2, 0, 0.05)
+    add_run(4, 0, 0.03)
+    found, _ = curves()
+    monkeypatch.setattr(
+        compare, "EXPERIMENT", replace(EXPERIMENT, data_parameter=None, data_name=lambda _: "my table", data_title=str)
+    )
+    table = summarise(found, BY)
+    assert "over training seeds, on my table. Choose by" in compare.as_markdown(table, found, BY)
+    assert compare.draw_metrics(table, found, BY).get_suptitle().startswith("my table, ")
+
+
 def test_a_run_without_some_metrics_leaves_cells_empty(add_run: AddRun) -> None:
     """A metric that an older version or an outage did not deliver leaves its cell empty."""
     lacking = ("model/n_parameters", "test/pca_mse", "test/ratio_to_pca", "valid/best_mse", "time/training_seconds")
@@ -272,7 +303,7 @@ def test_a_run_without_some_metrics_leaves_cells_empty(add_run: AddRun) -> None:
     assert lines[2] == "| 2 | 1 |  | 0.01000 | 20.00 |  |  | 50.0% (40.0%) | 50.0% (40.0%) | 1.5 |  |  |"
     assert "| 4,000 | 60 s |" in lines[3]
     assert ",4000," in table.to_csv(float_format="%.6g")
-    compare.draw_mse(table, found, BY)
+    compare.draw_metrics(table, found, BY)
 
 
 def test_the_newest_run_of_a_trial_counts(add_run: AddRun) -> None:
@@ -303,7 +334,7 @@ def test_any_parameter_can_be_the_axis(add_run: AddRun) -> None:
     assert list(curve.runs["train.schedule"]) == ["constant", "one_cycle"]
     assert left_out == []
     table = summarise([curve], "train.schedule")
-    figure = compare.draw_mse(table, [curve], "train.schedule")
+    figure = compare.draw_metrics(table, [curve], "train.schedule")
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["constant", "one_cycle"]
 
 
@@ -382,7 +413,7 @@ def test_a_fresh_clone_redraws_the_same_without_a_store(add_run: AddRun, tmp_pat
     assert "12 runs on 2 curve(s)" in said
     assert "the models are not shown: " in said
     assert not compare.RECONSTRUCTIONS_PATH.exists()
-    paths = (compare.TABLE_PATH, compare.MARKDOWN_PATH, compare.FIGURE_PATH)
+    paths = (compare.TABLE_PATH, compare.MARKDOWN_PATH, compare.FOLDER / "test_mse.png")
     before = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()

@@ -181,7 +181,7 @@ def test_an_evaluation_by_a_clock_that_stands_is_delivered(
 
 
 def test_a_deleted_model_does_not_block_its_runs_metrics(results: Path, store: str) -> None:
-    """If somebody deleted the model in MLflow, the run gets a new evaluation all the same."""
+    """If somebody deleted the model in MLflow, the run still gets a new evaluation."""
     train_and_evaluate()
     assert delivery.deliver_all(results) == []
     client = MlflowClient(store)

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -169,18 +168,22 @@ def test_mlflows_pages_have_explorer_description_and_models(page_and_text: tuple
     assert {f"{made_up_mse(size):.3f}" for size in SIZES} <= set(cells)
 
 
-def test_a_user_who_may_only_read_gets_the_table_without_its_view(
+def test_where_the_view_cannot_be_saved_the_table_opens_without_it(
     results: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the store does not let this user save the view, the link opens MLflow's own table."""
+    """If this user may not save the view, or metrics.yaml is damaged, the link opens MLflow's own table."""
+    plain = "/runs?workflowType=machine_learning&searchFilter="
     client, experiment_id = open_store()
     assert "viewStateShareKey" in ui.links(client, experiment_id)["MLflow"]
 
     def refusing(*_: str) -> None:
         raise MlflowException("Permission denied", PERMISSION_DENIED)
 
-    monkeypatch.setattr(client, "set_experiment_tag", refusing)
-    assert ui.links(client, experiment_id)["MLflow"].endswith("/runs?workflowType=machine_learning&searchFilter=")
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "set_experiment_tag", refusing)
+        assert ui.links(client, experiment_id)["MLflow"].endswith(plain)
+    (results / "metrics.yaml").write_text("[")
+    assert ui.links(client, experiment_id)["MLflow"].endswith(plain)
 
 
 @pytest.mark.slow
@@ -190,7 +193,6 @@ def test_ctrl_c_and_a_closed_terminal_end_it_without_a_traceback(
 ) -> None:
     """The signal reaches the whole process group, as from a terminal; nothing is printed, and no server is left."""
     (tmp_path / ".dvc").mkdir()
-    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     port = free_port()
     ui = start(tmp_path, "pipeline.tracking.ui", "--port", str(port), PYTHONPATH=str(PROJECT))
     assert ui.stdout is not None
@@ -241,7 +243,6 @@ def test_the_page_for_the_browser_lies_in_the_repository(tmp_path: Path) -> None
 def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
     """A tracking server that does not answer gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
-    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     address = f"http://127.0.0.1:{free_port()}"
     done = run(tmp_path, "pipeline.tracking.ui", ok=False, PYTHONPATH=str(PROJECT), MLFLOW_TRACKING_URI=address)
     assert done.returncode == 2
@@ -253,7 +254,6 @@ def test_a_server_that_is_down_is_an_error(tmp_path: Path) -> None:
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     """If the port is in use, the error suggests another one."""
     (tmp_path / ".dvc").mkdir()
-    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -267,7 +267,6 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
 def test_invalid_port_is_an_error(tmp_path: Path) -> None:
     """A port above 65535 gives a one-line error."""
     (tmp_path / ".dvc").mkdir()
-    shutil.copy(PROJECT / "metrics.yaml", tmp_path)
     done = run(tmp_path, "pipeline.tracking.ui", "--port", "70000", ok=False, PYTHONPATH=str(PROJECT))
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot listen on 127.0.0.1, port 70000:")

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.classifier.network import Classifier
+from pipeline.core.environment import cpu_name
 
 if TYPE_CHECKING:
     from pipeline.params import TrainParams
@@ -102,6 +103,6 @@ def environment(device: str) -> dict[str, str]:
         **{package: version(package) for package in ("torch", "numpy", "scikit-learn")},
         "system": f"{platform.system()} {platform.machine()}",
         "device": device,
-        "hardware": platform.processor() or platform.machine(),
+        "hardware": cpu_name(),
         "threads": str(torch.get_num_threads()),
     }

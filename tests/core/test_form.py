@@ -1,0 +1,49 @@
+"""The form is checked before anything runs: each mistake is one line that names the file to mend."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import PipelineError
+from pipeline.experiment import EXPERIMENT
+from tests.helpers import PROJECT, small_params
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+
+
+def test_this_projects_form_is_complete() -> None:
+    """Parameters, stages and metrics have all that the form needs, with and without a parameter for the data set."""
+    parameters = small_params().flat()
+    EXPERIMENT.check(parameters)
+    without = [name for name in parameters if name != EXPERIMENT.data_parameter]
+    replace(EXPERIMENT, data_parameter=None).check(without)
+
+
+@pytest.mark.parametrize("name", ["train.seed", "train.device", "train.threads", "data.dataset"])
+def test_a_missing_parameter(name: str) -> None:
+    """A parameter that the machinery needs is named."""
+    with pytest.raises(PipelineError, match=rf"pipeline/params\.py has no {re.escape(name)}: add it"):
+        EXPERIMENT.check([other for other in small_params().flat() if other != name])
+
+
+@pytest.mark.parametrize("field", ["model_path", "history_path"])
+def test_a_path_that_no_stage_writes(field: str) -> None:
+    """A path that is not an output of the training stage is named."""
+    wrong = replace(EXPERIMENT, **{field: "models/wrong.safetensors"})  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match=r"names models/wrong\.safetensors, which is not an output of train"):
+        wrong.check(small_params().flat())
+
+
+@pytest.mark.parametrize("role", ["select", "report"])
+def test_a_missing_role(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metrics.yaml without the metric that selects, or without the one to report, is refused."""
+    (tmp_path / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    (tmp_path / "metrics.yaml").write_text((PROJECT / "metrics.yaml").read_text().replace(f" role: {role},", ""))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=rf"metrics\.yaml has no metric with `role: {role}`"):
+        EXPERIMENT.check(small_params().flat())
