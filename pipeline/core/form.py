@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.dvcfiles import declared
 from pipeline.core.errors import PipelineError
-from pipeline.core.metrics import load_metrics, with_role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +86,7 @@ class Experiment:
         return valid if metric.startswith("valid.") and valid in data else self.test_path
 
     def check(self, parameters: Collection[str]) -> None:
-        """Check the form against params.yaml's parameters, dvc.yaml and metrics.yaml.
+        """Check the form against the names of the parameters and dvc.yaml.
 
         Raises:
             PipelineError: one of them lacks what the form names or the pipeline needs.
@@ -102,6 +101,3 @@ class Experiment:
             raise PipelineError(
                 f"pipeline/experiment.py names {names}, which is not an output of {self.train} in dvc.yaml"
             )
-        metrics = load_metrics()
-        for role in ("select", "report"):
-            with_role(role, metrics)

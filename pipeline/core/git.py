@@ -88,9 +88,8 @@ def resolve(name: str) -> str:
         run_git(HERE, *fetch, "--quiet")
         if (commit := find_commit(f"{remote}/{branch}") or find_commit(name)) is not None:
             return commit
-    if not remotes:
-        raise PipelineError(f"unknown revision {name!r}, and this repository has no remote; a branch or HEAD is one")
-    raise PipelineError(f"unknown revision {name!r}; if it is on a remote, fetch it: git {' '.join(fetch)}")
+    hint = "" if remotes else " (there is no remote here; a branch or HEAD will do)"
+    raise PipelineError(f"unknown revision {name!r}{hint}; if it is on a remote, fetch it: git {' '.join(fetch)}")
 
 
 def branch_point(name: str, base: str, head: str) -> str:

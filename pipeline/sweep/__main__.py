@@ -71,7 +71,10 @@ def main() -> None:
             repair_truncated_locks(Path())
             with dvc_engine.copies(main_root(), 1) as (snapshot,):
                 with chdir(snapshot):
-                    EXPERIMENT.check(load_params().flat())  # fail now, not when the first trial ends
+                    # Fail now, not when the first trial ends.
+                    EXPERIMENT.check(load_params().flat())
+                    for role in ("select", "report"):
+                        with_role(role, load_metrics())
                     trials = make_trials(grid)
                 if arguments.engine == "ray":
                     failed = sweep_on_ray(trials, snapshot, arguments.jobs, name, arguments.address)

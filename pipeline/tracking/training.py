@@ -72,7 +72,7 @@ def training(
             state refuses all other classes.
 
     Raises:
-        PipelineError: the form does not fit the parameters, dvc.yaml or metrics.yaml.
+        PipelineError: the form does not fit the parameters or dvc.yaml.
     """
     EXPERIMENT.check(params.flat())
     checkpoint = Checkpointer(main_root() / CHECKPOINTS, training_hash(params, device), params.flat())

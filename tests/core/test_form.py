@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -37,13 +36,3 @@ def test_a_path_that_no_stage_writes(field: str) -> None:
     wrong = replace(EXPERIMENT, **{field: "models/wrong.safetensors"})  # type: ignore[arg-type]
     with pytest.raises(PipelineError, match=r"names models/wrong\.safetensors, which is not an output of train"):
         wrong.check(small_params().flat())
-
-
-@pytest.mark.parametrize("role", ["select", "report"])
-def test_a_missing_role(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A metrics.yaml without the metric that selects, or without the one to report, is refused."""
-    (tmp_path / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
-    (tmp_path / "metrics.yaml").write_text((PROJECT / "metrics.yaml").read_text().replace(f" role: {role},", ""))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(PipelineError, match=rf"metrics\.yaml has no metric with `role: {role}`"):
-        EXPERIMENT.check(small_params().flat())

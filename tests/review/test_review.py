@@ -688,7 +688,9 @@ def test_an_unknown_revision_comes_with_the_command_that_fetches_it(
     scratch: Path, reviewed: Reviewer, name: str, command: str
 ) -> None:
     """The error for an unknown ancestor, commit or branch names the command that fetches it."""
-    assert reviewed(name, "HEAD") == (2, f"unknown revision {name!r}; if it is on a remote, fetch it: {command}")
+    hint = "there is no remote here; a branch or HEAD will do"
+    expected = f"unknown revision {name!r} ({hint}); if it is on a remote, fetch it: {command}"
+    assert reviewed(name, "HEAD") == (2, expected)
 
 
 def test_a_deleted_metric_file_is_out_of_date(scratch: Path, reviewed: Reviewer) -> None:
