@@ -11,6 +11,7 @@ from pipeline.core.form import Experiment
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+    from mlflow.models import Model
     from torch import nn
 
     from pipeline.params import Params
@@ -146,6 +147,13 @@ def example_input(_model: "nn.Module") -> "np.ndarray":
     return np.zeros((2, INPUT_SIZE), np.float32)
 
 
+def save_for_mlflow(weights: str, folder: str, description: "Model") -> None:
+    """Write the model in MLflow's format to the new folder `folder`: it reconstructs, encodes and decodes."""
+    from pipeline.autoencoder.served_model import save_for_mlflow
+
+    save_for_mlflow(weights, folder, description)
+
+
 EXPERIMENT = Experiment(
     name="mnist-autoencoder",
     model_name="autoencoder",
@@ -157,6 +165,7 @@ EXPERIMENT = Experiment(
     environment=environment,
     load_model=load_model,
     example_input=example_input,
+    save_for_mlflow=save_for_mlflow,
     summary=summary,
     data_title=data_title,
     notice=notice,

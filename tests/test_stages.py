@@ -53,12 +53,16 @@ def test_declared_params_are_the_sections_read(stage: str) -> None:
 
 
 def test_mlflow_is_never_imported_at_the_top_of_a_module() -> None:
-    """Only the listed modules import mlflow, and no stage does, so that no stage can wait for it or depend on it."""
+    """Only the listed modules import mlflow, and no stage does, so that no stage can wait for it or depend on it.
+
+    MLflow itself runs the model's code, so that may import it at the top.
+    """
     importers = {module for module in all_modules() if "mlflow" in external_imports(module)}
     tracking = {f"tracking/{name}" for name in ("delivery", "mlflow_app", "mlflow_writer", "store", "sync", "ui")}
     commands = {"server/__main__", "server/migrate", "sweep/__main__", "sweep/compare", "tidy"}
-    assert importers == tracking | commands
-    for module in all_modules():
+    served = "autoencoder/served_model"
+    assert importers == tracking | commands | {served}
+    for module in all_modules() - {served}:
         at_the_top = [node for node in tree(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any(ast.unparse(node).startswith(("import mlflow", "from mlflow")) for node in at_the_top), module
 

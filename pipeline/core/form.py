@@ -11,6 +11,7 @@ from pipeline.core.errors import PipelineError
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+    from mlflow.models import Model
     from torch import nn
 
 
@@ -46,6 +47,9 @@ class Experiment:
     # Load the model from a file; return two example inputs: two, so that the exported batch size stays variable.
     load_model: Callable[[str], "nn.Module"]
     example_input: Callable[["nn.Module"], "np.ndarray"]
+    # Write the model in MLflow's format: the file of the weights, a new folder, MLflow's `Model`. Without it, `forward`
+    # is exported with torch.export.
+    save_for_mlflow: "Callable[[str, str, Model], None] | None" = None
     # A one-line summary of a run's results, read from its output files.
     summary: Callable[[], str]
 

@@ -29,11 +29,11 @@ METRICS_IN_A_BATCH = 1000
 
 def import_for_the_model() -> None:
     """Import what the model needs (takes seconds) while training is still running."""
-    import mlflow.pytorch  # noqa: F401
+    from mlflow.models import Model
 
-    # It imports the model's code before it reads the file, which holds no model.
+    # It imports before it reads the file, which holds no model.
     with suppress(Exception):
-        EXPERIMENT.load_model(os.devnull)
+        _export(Path(os.devnull), os.devnull, Model())
 
 
 def batch_of(events: list[Event]) -> list[Event]:
@@ -226,6 +226,9 @@ def _send_model(client: "MlflowClient", journal: Journal, run_id: str, event: Ev
 
 def _export(weights: Path, path: str, description: "Model") -> None:
     """Write a model in MLflow's format to the folder `path`, which must not exist."""
+    if EXPERIMENT.save_for_mlflow is not None:
+        EXPERIMENT.save_for_mlflow(str(weights), path, description)
+        return
     import mlflow.pytorch
     import torch
     from mlflow.models import ModelSignature
