@@ -263,14 +263,17 @@ def working_in(folder: Path, module: str) -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
-    """Return once the condition holds; fail if it does not in time. Checking takes at most a fifth of a processor."""
+    """Return once the condition holds; fail if it does not in time.
+
+    Checking takes a fifth of a processor. Slow checks take more, because what is waited for may be over in 20 s.
+    """
     deadline = time.monotonic() + seconds
     while True:
         started = time.monotonic()
         if condition():
             return
         assert started < deadline, "the condition did not hold in time"
-        time.sleep(max(0.05, 4 * (time.monotonic() - started)))
+        time.sleep(min(max(0.05, 4 * (time.monotonic() - started)), 2))
 
 
 def free_port() -> int:
