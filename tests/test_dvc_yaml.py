@@ -5,6 +5,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,21 @@ def tree(module: str) -> ast.Module:
     return ast.parse(source(module).read_text())
 
 
-def imported(module: str) -> set[str]:
-    """Return the modules of the pipeline that a module imports, except for type checking."""
-    found = set()
+def imports(module: str) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield a module's import statements, except those for type checking."""
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skipped |= set(ast.walk(node))
-        if node in skipped or not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("pipeline"):
+        if node not in skipped and isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+def imported(module: str) -> set[str]:
+    """Return the modules of the pipeline that a module imports, except for type checking."""
+    found = set()
+    for node in imports(module):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("pipeline"):
             continue
         folder = (node.module or "").removeprefix("pipeline").removeprefix(".").replace(".", "/")
         for alias in node.names:

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from tests.helpers import PROJECT
-from tests.test_dvc_yaml import STAGES, is_code, outs, paths, tree
+from tests.test_dvc_yaml import STAGES, imports, is_code, outs, paths, tree
 
 SECTIONS = {"data", "model", "train", "evaluate"}
 
@@ -70,14 +70,9 @@ def test_mlflow_is_never_imported_at_the_top_of_a_module() -> None:
 def external_imports(module: str) -> set[str]:
     """Return the packages that a module imports anywhere, except for type checking."""
     names = set()
-    skipped: set[ast.AST] = set()
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            skipped |= set(ast.walk(node))
-        if node in skipped:
-            continue
+    for node in imports(module):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             names.add(node.module.split(".")[0])
     return names

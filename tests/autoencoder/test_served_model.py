@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -23,7 +22,8 @@ from mlflow.pyfunc import PyFuncModel
 import pipeline
 from pipeline.autoencoder.model import Architecture, AutoEncoder, save_model
 from pipeline.autoencoder.served_model import save_for_mlflow
-from tests.helpers import environment, free_port, random_split, wait_until
+from pipeline.core.processes import stop_session, wait_until_up
+from tests.helpers import environment, free_port, random_split
 
 BOTTLENECK_SIZE = 3
 
@@ -67,7 +67,7 @@ def test_each_task_equals_the_network(model: PyFuncModel, network: AutoEncoder, 
     assert np.asarray(model.predict(images)).dtype == np.float32
 
 
-def test_tables_doubles_and_bytes(model: PyFuncModel, network: AutoEncoder) -> None:
+def test_tables_doubles_and_bytes(model: PyFuncModel) -> None:
     """A DataFrame, doubles and lists are images too; with `white` 255 pixels are 0…255 in and out."""
     split = random_split(5)
     expected = np.asarray(model.predict(split.pixels()))
@@ -157,20 +157,11 @@ def address(folder: Path) -> Iterator[str]:
     port = free_port()
     command = ["models", "serve", "-m", str(folder), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], env=environment(), start_new_session=True)
-
-    def answers() -> bool:
-        assert server.poll() is None
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200
-        except OSError:
-            return False
-
     try:
-        wait_until(answers, 120)
+        wait_until_up(server, f"http://127.0.0.1:{port}/ping")
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        stop_session(server)
 
 
 def post(address: str, content: bytes) -> Any:

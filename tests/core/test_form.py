@@ -16,7 +16,7 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_this_projects_form_is_complete() -> None:
-    """Parameters, stages and metrics have all that the form needs, with and without a parameter for the data set."""
+    """Parameters and stages have all that the form needs, with and without a parameter for the data set."""
     parameters = small_params().flat()
     EXPERIMENT.check(parameters)
     without = [name for name in parameters if name != EXPERIMENT.data_parameter]
